@@ -1,0 +1,1 @@
+"""Pure data: what travels between the parts. Imports no torch, and nothing from the rest of the package."""

@@ -1,0 +1,54 @@
+"""What a request gives back.
+
+``SequenceUpdate`` is what leaves the engine loop, once a step, for every sequence that moved. ``RequestOutput`` and
+``CompletionOutput`` are what a user holds; their names are those of TensorRT-LLM's LLM API.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .plan import FinishReason, TokenLogprobs
+
+
+class Logprob(NamedTuple):
+    """Log probability of a token and its rank (1 = most likely) at a position."""
+
+    logprob: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceUpdate:
+    """News of one sequence after a step."""
+
+    request_id: int
+    index: int
+    """Which of the request's n outputs."""
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """The next entries of the prompt's logprobs, in order from prompt position 1 on; each is sent once."""
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    error: Exception | None = None
+    cached_tokens: int = 0
+    """Prompt tokens taken from the cache at the first admission."""
+    n_preempted: int = 0
+    time: float = 0.0
+    """Clock reading when the step was applied."""
+
+
+@dataclass(slots=True)
+class RequestPerfMetrics:
+    """The life of a request; seconds on the engine's clock."""
+
+    arrival_time: float = 0.0
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+    cached_tokens: int = 0
+    preemptions: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0

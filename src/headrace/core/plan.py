@@ -1,0 +1,180 @@
+"""What the scheduler asks of a worker, and what comes back.
+
+There are no phases. A prefill, a chunk of one, a decode, the verification of drafts, the recompute after a preemption:
+each is a ``SeqWork`` with other numbers. All records are frozen, picklable and printable, and import no torch.
+
+A plan names slots and upper bounds. Under overlap the host plans a step before the step before it has come back, so it
+does not know how many drafts were accepted, or whether a sequence has stopped. The worker owns the truth per slot
+(history, computed length, stop flag) and resolves ``start`` to it: the true start is never beyond the planned one.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .sampling_params import SamplingParams
+
+BLOCK_TOKENS = 32
+"""Tokens per cache block, in every cache group."""
+
+
+class Rows(enum.Enum):
+    """Which rows of a unit of work give an output."""
+
+    NONE = "none"
+    """No row: a chunk that ends before the end of the known tokens."""
+    LAST = "last"
+    """The last row: its logits are sampled."""
+    DRAFTS = "drafts"
+    """The last known row and every draft row: sampled and verified."""
+    ALL = "all"
+    """Every row: prompt logprobs. If the work reaches the end of the known tokens its last row is sampled as well."""
+
+
+class FinishReason(enum.Enum):
+    """Why a sequence ended. The values are the API's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SeqWork:
+    """One sequence's share of a step: rows for positions ``start .. start + n_tokens + len(draft_tokens) - 1``.
+
+    ``n_tokens`` rows hold tokens of the slot's history (known to the worker, perhaps not yet to the host); the draft
+    rows follow. The block tables of the slot cover every position of the bound.
+    """
+
+    slot: int
+    seq_id: int
+    start: int
+    n_tokens: int
+    outputs: Rows
+    draft_tokens: tuple[int, ...] = ()
+
+    @property
+    def n_rows(self) -> int:
+        return self.n_tokens + len(self.draft_tokens)
+
+    @property
+    def end(self) -> int:
+        """Upper bound of the slot's computed length after the step."""
+        return self.start + self.n_rows
+
+
+@dataclass(frozen=True, slots=True)
+class SlotInit:
+    """Binds a slot to a sequence, before the works of the plan run.
+
+    A sequence that comes back after a preemption is bound afresh: ``tokens`` is then prompt + output so far, while
+    ``n_prompt`` still says where the output begins (penalties, ``min_tokens`` and ``max_tokens`` count from there).
+    """
+
+    slot: int
+    seq_id: int
+    tokens: tuple[int, ...]
+    n_prompt: int
+    computed: int
+    """Tokens whose KV is already in the blocks of the slot: a prefix hit."""
+    sampling: SamplingParams
+    seed: int
+    output_index: int
+    """Which of the request's n outputs: part of the counter of its random stream."""
+    stop_ids: frozenset[int]
+    """Token ids that end the sequence: end-of-sequence ids (unless ignored) and ``stop_token_ids``."""
+    eos_ids: frozenset[int]
+    """The end-of-sequence ids among them: what ``min_tokens`` forbids, together with ``stop_token_ids``."""
+    max_length: int
+    """Total length (prompt + output) at which the sequence ends with LENGTH."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockUpdate:
+    """Block ids of one cache group, written into the slot's block table from ``first`` on."""
+
+    slot: int
+    group: int
+    first: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """Copy a whole block before the works run: how a prefix that ends inside a block is reused."""
+
+    group: int
+    src: int
+    dst: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step. The worker obeys the fields in this order: inits, block_updates, copies, works."""
+
+    step: int
+    works: tuple[SeqWork, ...]
+    inits: tuple[SlotInit, ...] = ()
+    block_updates: tuple[BlockUpdate, ...] = ()
+    copies: tuple[BlockCopy, ...] = ()
+
+    @property
+    def n_rows(self) -> int:
+        return sum(work.n_rows for work in self.works)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log probabilities at one position: the token that is there, and the most likely ones.
+
+    ``ranks`` start at 1. ``top_ids`` are sorted by falling logprob, ties to the lower id, and may hold ``token``.
+    """
+
+    token: int
+    logprob: float
+    rank: int
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SeqResult:
+    """What a step did for one sequence."""
+
+    slot: int
+    seq_id: int
+    computed: int
+    """True computed length of the slot after the step: KV up to here is right and will not change."""
+    tokens: tuple[int, ...] = ()
+    """New tokens in order: accepted drafts, then the target's own. Empty for a chunk, or for a slot that had stopped."""
+    n_drafts: int = 0
+    """Draft rows that were verified (a draft cut before verification does not count)."""
+    n_accepted: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One entry per new token, if asked for."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """One entry per row of ``Rows.ALL`` that is followed by a prompt token: entry i is about position start + i + 1."""
+    finish: FinishReason | None = None
+    """STOP or LENGTH, found by the worker from the last of ``tokens``."""
+    stop_reason: int | None = None
+    """The token id that stopped it, if it was in ``stop_token_ids`` rather than an end-of-sequence id."""
+    error: str | None = None
+    """Something that came with this request failed in the worker; only this sequence ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Results in the order of the plan's works."""
+
+    step: int
+    results: tuple[SeqResult, ...]
+    seconds: float = 0.0
+    """Time the worker spent on the step."""
+    counters: dict[str, int] = field(default_factory=dict)
+    """Witnesses counted in the worker, by their name in ``get_stats``."""

@@ -1,0 +1,39 @@
+"""A request as the engine takes it in: immutable, tokenised, every default resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """``n`` sequences over one prompt.
+
+    ``seed`` is never missing: when the user gave none, the front draws one and reports it. Sequence i of the request
+    samples from the stream (seed, i, position).
+    """
+
+    request_id: int
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    seed: int
+    arrival: float
+    """Clock reading."""
+    eos_ids: frozenset[int] = frozenset()
+    """End-of-sequence ids that apply: the model's or ``end_id``; empty with ``ignore_eos`` or ``end_id=-1``."""
+    priority: float = 0.5
+    """0 to 1; higher goes first."""
+    deadline: float | None = None
+    """Clock reading at which the request ends with TIMEOUT."""
+    cache_salt: str | None = None
+    """Prefixes are shared only among requests of equal salt."""
+
+    @property
+    def n(self) -> int:
+        return self.sampling.n
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return self.eos_ids | frozenset(self.sampling.stop_token_ids or ())

@@ -1,0 +1,163 @@
+"""``SamplingParams``: how one request is sampled. Names, meanings and defaults follow TensorRT-LLM's LLM API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import RequestError, did_you_mean
+
+Probability = Annotated[float, Field(gt=0.0, le=1.0)]
+TokenIds = tuple[int, ...]
+
+
+class SamplingParams(BaseModel):
+    """Options of one request. Unknown names and values out of range raise ``RequestError`` and name the field.
+
+    The draw is greedy when ``temperature``, ``top_k`` and ``top_p`` are all None, or when ``temperature`` is 0, or
+    ``top_k`` is 1. Otherwise a missing ``temperature`` is 1, a missing ``top_k`` (or 0) keeps all tokens, and a missing
+    ``top_p`` is 1.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False)
+
+    # Length and end.
+    max_tokens: Annotated[int, Field(ge=1)] | None = 32
+    """Most tokens to generate; None: up to the sequence limit."""
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    """End-of-sequence and stop ids are forbidden before this many tokens."""
+    end_id: Annotated[int, Field(ge=-1)] | None = None
+    """End token in place of the model's own; -1: none."""
+    pad_id: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool = False
+    stop: tuple[str, ...] | None = None
+    """Texts that end the output."""
+    stop_token_ids: TokenIds | None = None
+    include_stop_str_in_output: bool = False
+
+    # The draw.
+    temperature: Annotated[float, Field(ge=0.0)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_p: Probability | None = None
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)] | None = None
+    """64-bit seed; None: drawn when the request is admitted, and reported in the output."""
+
+    # Logits before the draw.
+    repetition_penalty: Annotated[float, Field(gt=0.0)] | None = None
+    """Logits of tokens seen in prompt or output: divided by it when positive, multiplied when negative."""
+    presence_penalty: float | None = None
+    """Subtracted once from logits of tokens in the output."""
+    frequency_penalty: float | None = None
+    """Subtracted from logits of tokens in the output, once per occurrence."""
+    embedding_bias: dict[int, float] | None = None
+    """Added to logits: token id to bias (a dense sequence over the vocabulary is taken too)."""
+    bad: tuple[str, ...] | None = None
+    """Words that are never generated."""
+    bad_token_ids: tuple[TokenIds, ...] | None = None
+    """Token sequences that are never generated (an id stands for a sequence of one)."""
+
+    # Several outputs.
+    n: Annotated[int, Field(ge=1, le=1024)] = 1
+    best_of: Annotated[int, Field(ge=1)] | None = None
+
+    # What comes back.
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+    """Logprobs of this many top tokens beside the generated one; 0: the generated one alone."""
+    prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
+    logprobs_mode: Literal["raw", "processed"] = "raw"
+    """raw: log-softmax of the model's logits. processed: after penalties, temperature and filters."""
+    return_perf_metrics: bool = False
+    exclude_input_from_output: bool = True
+
+    # Text.
+    detokenize: bool = True
+    add_special_tokens: bool = True
+    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Keep only this many last tokens of the prompt."""
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+
+    # Known to the API, not in this version: refused by name when set (see core/features.py).
+    use_beam_search: bool = False
+    beam_search_diversity_rate: float | None = None
+    beam_width_array: tuple[int, ...] | None = None
+    length_penalty: float | None = None
+    early_stopping: int | None = None
+    top_p_min: float | None = None
+    top_p_reset_ids: int | None = None
+    top_p_decay: float | None = None
+    no_repeat_ngram_size: int | None = None
+    logits_processor: Any = None
+    apply_batched_logits_processor: bool = False
+    guided_decoding: Any = None
+    return_context_logits: bool = False
+    return_generation_logits: bool = False
+    return_encoder_output: bool = False
+    additional_model_outputs: Any = None
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise _request_error(error) from None
+
+    @field_validator("stop", "bad", mode="before")
+    @classmethod
+    def _one_or_many_texts(cls, value: Any) -> Any:
+        texts = (value,) if isinstance(value, str) else value
+        if texts is not None and any(text == "" for text in texts):
+            raise ValueError("an empty text would match everywhere; give at least one character")
+        return texts or None
+
+    @field_validator("stop_token_ids", mode="before")
+    @classmethod
+    def _one_or_many_ids(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else (tuple(value) if value else None)
+
+    @field_validator("bad_token_ids", mode="before")
+    @classmethod
+    def _ids_or_sequences(cls, value: Any) -> Any:
+        if not value:
+            return None
+        sequences = tuple((item,) if isinstance(item, int) else tuple(item) for item in value)
+        if any(not sequence for sequence in sequences):
+            raise ValueError("an empty token sequence would forbid everything")
+        return sequences
+
+    @field_validator("embedding_bias", mode="before")
+    @classmethod
+    def _sparse_bias(cls, value: Any) -> Any:
+        if value is None or isinstance(value, dict):
+            return value or None
+        return {token: float(bias) for token, bias in enumerate(value) if float(bias) != 0.0} or None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.best_of is not None and self.best_of < self.n:
+            raise ValueError(f"best_of={self.best_of} is below n={self.n}; set best_of to at least n")
+        if self.n > 1 and self.is_greedy and not self.use_beam_search:
+            raise ValueError(f"n={self.n} greedy outputs would all be equal; set temperature above 0, or n=1")
+        if self.min_tokens and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}")
+        return self
+
+    @property
+    def is_greedy(self) -> bool:
+        """True when the most likely token is taken (ties to the lower id)."""
+        if self.temperature == 0.0 or self.top_k == 1:
+            return True
+        return self.temperature is None and not self.top_k and self.top_p is None
+
+
+def _request_error(error: ValidationError) -> RequestError:
+    """One readable line for the first problem pydantic found."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        hint = did_you_mean(name, SamplingParams.model_fields)
+        return RequestError(f"SamplingParams has no field {name!r}.{hint}", param=name)
+    where = f"SamplingParams.{name}: " if name else "SamplingParams: "
+    given = f" (given: {first['input']!r})" if name else ""
+    return RequestError(f"{where}{first['msg']}{given}", param=name or None)
