@@ -1,0 +1,1 @@
+"""Operators: one name each, a torch reference, and later native versions behind the same name."""
