@@ -1,0 +1,176 @@
+"""The capability table: every feature the engine knows, what it goes with, and why something is not there.
+
+One table answers three questions: what ``headrace features`` prints, what ``resolve`` refuses at construction, and which
+pairs the suite must prove. A feature does not know another; a conflict is a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError, RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One column of the matrix."""
+
+    name: str
+    title: str
+    turned_on_by: str
+    witness: str
+    """Counter in ``get_stats`` that grows only when the feature acted."""
+    on_by_default: bool = False
+    excludes: Mapping[str, str] | None = None
+    """Names of features it cannot run with, each with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """An option that the API knows by name but this version does not have. Setting it is an error, never ignored."""
+
+    option: str
+    reason: str
+    neutral: tuple[Any, ...] = (None,)
+    """Values that ask for nothing, and are accepted."""
+
+
+FEATURES: tuple[Feature, ...] = (
+    Feature(
+        "batching",
+        "Continuous batching",
+        "several requests at once; max_batch_size",
+        "batched_steps",
+        on_by_default=True,
+    ),
+    Feature(
+        "chunked_prefill",
+        "Chunked prefill",
+        "enable_chunked_prefill=True, max_num_tokens",
+        "chunks",
+        on_by_default=True,
+    ),
+    Feature(
+        "kv_reuse",
+        "KV cache reuse",
+        "KvCacheConfig(enable_block_reuse=True)",
+        "cached_tokens",
+        on_by_default=True,
+    ),
+    Feature(
+        "partial_reuse",
+        "Partial block reuse",
+        "KvCacheConfig(enable_partial_reuse=True)",
+        "partial_reuse_tokens",
+        on_by_default=True,
+    ),
+    Feature(
+        "preemption",
+        "Preemption by recompute",
+        "capacity_scheduler_policy=MAX_UTILIZATION and a cache too small for all",
+        "preemptions",
+        on_by_default=True,
+    ),
+    Feature(
+        "overlap",
+        "Overlap scheduler",
+        "default; disable_overlap_scheduler=True off",
+        "overlapped_steps",
+        on_by_default=True,
+    ),
+    Feature(
+        "ngram",
+        "N-gram speculation",
+        "speculative_config=NGramDecodingConfig(max_draft_len)",
+        "drafts_proposed",
+    ),
+    Feature("n", "Several outputs of one prompt", "SamplingParams(n)", "forked_outputs"),
+    Feature("cancel", "Cancel in every state", "RequestOutput.abort()", "cancelled"),
+    Feature("priority", "Priorities", "generate_async(priority)", "prioritised"),
+    Feature("logprobs", "Logprobs of outputs", "SamplingParams(logprobs)", "logprob_rows"),
+    Feature("prompt_logprobs", "Logprobs of the prompt", "SamplingParams(prompt_logprobs)", "prompt_logprob_rows"),
+    Feature("penalties", "Penalties, bias, bad words, minimum length", "SamplingParams", "processed_rows"),
+    Feature("stop_strings", "Stop strings", "SamplingParams(stop)", "stop_string_hits"),
+)
+
+_LATER = "not in this version; it has an issue of its own"
+
+MISSING_ARGS: tuple[Missing, ...] = (
+    Missing("trust_remote_code", "headrace never runs code that comes with a checkpoint", (None, False)),
+    Missing("tensor_parallel_size", f"more than one rank is {_LATER}", (None, 1)),
+    Missing("pipeline_parallel_size", f"more than one rank is {_LATER}", (None, 1)),
+    Missing("context_parallel_size", f"more than one rank is {_LATER}", (None, 1)),
+    Missing("moe_expert_parallel_size", f"more than one rank is {_LATER}", (None, 1)),
+    Missing("moe_tensor_parallel_size", f"more than one rank is {_LATER}", (None, 1)),
+    Missing("enable_attention_dp", f"attention data parallelism is {_LATER}", (None, False)),
+    Missing("attention_dp_config", f"attention data parallelism is {_LATER}"),
+    Missing("cuda_graph_config", f"graph capture comes with the native core and is {_LATER}"),
+    Missing("torch_compile_config", "headrace does not use torch.compile; leave it out"),
+    Missing("cache_transceiver_config", f"disaggregated serving is {_LATER}"),
+    Missing("guided_decoding_backend", f"guided decoding is {_LATER}"),
+    Missing("batched_logits_processor", f"logits processors are {_LATER}"),
+    Missing("enable_lora", f"LoRA is {_LATER}", (None, False)),
+    Missing("lora_config", f"LoRA is {_LATER}"),
+    Missing("max_beam_width", f"beam search is {_LATER}", (None, 1)),
+    Missing("sparse_attention_config", f"sparse attention is {_LATER}"),
+    Missing("kv_connector_config", f"KV connectors are {_LATER}"),
+    Missing("mm_encoder_only", f"multimodal models are {_LATER}", (None, False)),
+    Missing("quant_config", f"quantisation at load is {_LATER}"),
+    Missing("gather_generation_logits", f"generation logits are {_LATER}", (None, False)),
+)
+
+MISSING_SAMPLING: tuple[Missing, ...] = (
+    Missing("use_beam_search", f"beam search is {_LATER}", (False, None)),
+    Missing("beam_search_diversity_rate", f"beam search is {_LATER}"),
+    Missing("beam_width_array", f"beam search is {_LATER}"),
+    Missing("length_penalty", f"beam search is {_LATER}"),
+    Missing("early_stopping", f"beam search is {_LATER}"),
+    Missing("top_p_min", f"top-p decay is {_LATER}"),
+    Missing("top_p_reset_ids", f"top-p decay is {_LATER}"),
+    Missing("top_p_decay", f"top-p decay is {_LATER}"),
+    Missing("no_repeat_ngram_size", f"n-gram bans are {_LATER}"),
+    Missing("logits_processor", f"logits processors are {_LATER}"),
+    Missing("apply_batched_logits_processor", f"logits processors are {_LATER}", (False, None)),
+    Missing("guided_decoding", f"guided decoding is {_LATER}"),
+    Missing("return_context_logits", f"raw logits are {_LATER}; prompt_logprobs gives log probabilities", (False,)),
+    Missing("return_generation_logits", f"raw logits are {_LATER}; logprobs gives log probabilities", (False,)),
+    Missing("return_encoder_output", f"encoder-decoder models are {_LATER}", (False,)),
+    Missing("additional_model_outputs", f"additional outputs are {_LATER}"),
+)
+
+
+def feature(name: str) -> Feature:
+    """The row of that name."""
+    return next(row for row in FEATURES if row.name == name)
+
+
+def resolve(active: Iterable[str]) -> frozenset[str]:
+    """The set of active features, or ``ConfigError`` naming two that exclude each other and why."""
+    names = frozenset(active)
+    for row in FEATURES:
+        for other, reason in (row.excludes or {}).items():
+            if row.name in names and other in names:
+                raise ConfigError(f"{row.name} does not go with {other}: {reason}. Turn one of them off.")
+    return names
+
+
+def refuse_missing_args(given: Mapping[str, Any]) -> None:
+    """Raises ``ConfigError`` for the first ``LLM`` argument that asks for something this version does not have."""
+    for row in MISSING_ARGS:
+        if row.option in given and given[row.option] not in row.neutral:
+            raise ConfigError(f"{row.option}={given[row.option]!r}: {row.reason}. Leave {row.option} out.")
+
+
+def refuse_missing_sampling(params: Any) -> None:
+    """Raises ``RequestError`` for the first sampling option that asks for something this version does not have."""
+    for row in MISSING_SAMPLING:
+        value = getattr(params, row.option)
+        if value not in row.neutral:
+            raise RequestError(f"SamplingParams.{row.option}={value!r}: {row.reason}", param=row.option)
+    if params.best_of is not None and params.best_of > params.n:
+        raise RequestError(
+            f"SamplingParams.best_of={params.best_of} above n={params.n} is {_LATER}; set n and choose among the outputs",
+            param="best_of",
+        )
