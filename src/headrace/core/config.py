@@ -1,0 +1,145 @@
+"""``LlmArgs`` and the configuration classes: the arguments of ``LLM``, checked once, at construction.
+
+Names, meanings and defaults follow TensorRT-LLM's LLM API; where headrace differs the field says so. Only the build step
+reads these objects; the engine's parts get plain values.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError, did_you_mean
+from .features import MISSING_ARGS, refuse_missing_args
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Config(BaseModel):
+    """Base: frozen, and an unknown field or a value out of range is a ``ConfigError`` that names it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise config_error(type(self), error) from None
+
+
+def config_error(cls: type[BaseModel], error: ValidationError) -> ConfigError:
+    """One readable line for the first problem pydantic found in ``cls``."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        hint = did_you_mean(name, cls.model_fields) or f" Known names: {', '.join(sorted(cls.model_fields))}."
+        return ConfigError(f"{cls.__name__} has no option {name!r}.{hint}")
+    where = f"{cls.__name__}.{name}: " if name else f"{cls.__name__}: "
+    given = f" (given: {first['input']!r})" if name else ""
+    return ConfigError(f"{where}{first['msg']}{given}")
+
+
+class KvCacheConfig(Config):
+    """The KV cache. Unlike in TensorRT-LLM, ``max_tokens`` counts tokens of all paged layers together."""
+
+    enable_block_reuse: bool = True
+    enable_partial_reuse: bool = True
+    copy_on_partial_reuse: Literal[True] = True
+    """A prefix that ends inside a block is copied, never taken over."""
+    max_tokens: Positive | None = None
+    """Size of the arena in tokens; None: the smaller of what max_batch_size x max_seq_len needs and half of the memory left."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: the activation dtype."""
+    tokens_per_block: Literal[32] = 32
+
+
+class CapacitySchedulerPolicy(enum.Enum):
+    """What happens when KV memory is short."""
+
+    MAX_UTILIZATION = "MAX_UTILIZATION"
+    """Admit eagerly; preempt and recompute when short. headrace's default: preemption never changes an output."""
+    GUARANTEED_NO_EVICT = "GUARANTEED_NO_EVICT"
+    """Admit a request only when all it may ever need is free."""
+    STATIC_BATCH = "STATIC_BATCH"
+    """Admit a new batch only when the running one has ended."""
+
+
+class ContextChunkingPolicy(enum.Enum):
+    """How the rows left over by decodes are shared among prompts."""
+
+    FIRST_COME_FIRST_SERVED = "FIRST_COME_FIRST_SERVED"
+    EQUAL_PROGRESS = "EQUAL_PROGRESS"
+
+
+class SchedulerConfig(Config):
+    """Scheduling policies and limits."""
+
+    capacity_scheduler_policy: CapacitySchedulerPolicy = CapacitySchedulerPolicy.MAX_UTILIZATION
+    context_chunking_policy: ContextChunkingPolicy = ContextChunkingPolicy.FIRST_COME_FIRST_SERVED
+    max_queue_size: Positive | None = None
+    """Requests that may wait; one more raises ``QueueFullError``. None: no limit."""
+
+
+class NGramDecodingConfig(Config):
+    """Drafts from the text so far: the tokens that followed the last n tokens before."""
+
+    decoding_type: Literal["NGram"] = "NGram"
+    max_draft_len: Annotated[int, Field(ge=1, le=64)]
+    max_matching_ngram_size: Annotated[int, Field(ge=1, le=32)] = 2
+    is_keep_all: bool = True
+    is_use_oldest: bool = True
+    is_public_pool: bool = True
+
+
+class LlmArgs(Config):
+    """All arguments of ``LLM`` that this version has."""
+
+    model: str
+    tokenizer: Any = None
+    """Folder or hub id of a tokenizer, or a tokenizer object; None: the model's own."""
+    skip_tokenizer_init: bool = False
+    """Token ids in, token ids out."""
+    revision: str | None = None
+    tokenizer_revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and activations; auto: the checkpoint's."""
+    load_format: Literal["auto", "dummy"] = "auto"
+    """dummy: random weights in the shapes of the configuration."""
+
+    max_batch_size: Positive = 64
+    """Sequences that run at once."""
+    max_num_tokens: Positive = 2048
+    """Rows of one step."""
+    max_seq_len: Positive | None = None
+    """Prompt + output; None: what the model was made for."""
+    max_input_len: Positive | None = None
+    """Longest prompt; None: max_seq_len - 1."""
+
+    kv_cache_config: KvCacheConfig = KvCacheConfig()
+    scheduler_config: SchedulerConfig = SchedulerConfig()
+    speculative_config: NGramDecodingConfig | None = None
+    enable_chunked_prefill: bool = True
+    disable_overlap_scheduler: bool = False
+    sampler_type: Literal["auto", "TorchSampler"] = "auto"
+    num_threads: Positive | None = None
+    """Compute threads; None: the CPUs this process may use."""
+    iter_stats_max_iterations: Positive = 1000
+    """Iterations that ``get_stats`` remembers between two calls."""
+    return_perf_metrics: bool = False
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        if self.max_seq_len is not None and self.max_input_len is not None and self.max_input_len >= self.max_seq_len:
+            raise ValueError(
+                f"max_input_len={self.max_input_len} leaves no room for output in max_seq_len={self.max_seq_len}"
+            )
+        return self
+
+    @classmethod
+    def from_call(cls, model: Any, options: dict[str, Any]) -> LlmArgs:
+        """Checks the keyword arguments of ``LLM``. Raises ``ConfigError`` for the first that is wrong."""
+        refuse_missing_args(options)
+        neutral = {row.option for row in MISSING_ARGS}
+        return cls(model=str(model), **{name: value for name, value in options.items() if name not in neutral})
