@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError
 from .features import MISSING_ARGS, refuse_missing_args
+from .validate import first_problem
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -26,19 +27,7 @@ class Config(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise config_error(type(self), error) from None
-
-
-def config_error(cls: type[BaseModel], error: ValidationError) -> ConfigError:
-    """One readable line for the first problem pydantic found in ``cls``."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        hint = did_you_mean(name, cls.model_fields) or f" Known names: {', '.join(sorted(cls.model_fields))}."
-        return ConfigError(f"{cls.__name__} has no option {name!r}.{hint}")
-    where = f"{cls.__name__}.{name}: " if name else f"{cls.__name__}: "
-    given = f" (given: {first['input']!r})" if name else ""
-    return ConfigError(f"{where}{first['msg']}{given}")
+            raise ConfigError(first_problem(type(self), error)[1]) from None
 
 
 class KvCacheConfig(Config):

@@ -1,16 +1,16 @@
 """Every exception headrace raises on purpose.
 
-    HeadraceError
-    ├── ConfigError          a setting is unknown, out of range, or does not go with another      (construction)
-    ├── ModelError           no such model, unknown architecture
-    │   └── CheckpointError  a file is damaged or does not match: names file, tensor, shapes
-    ├── RequestError         something in one request is wrong; only that request fails
-    │   ├── PromptTooLongError
-    │   ├── QueueFullError   the waiting queue is at its limit; try again later
-    │   └── CallbackError    code that the user passed in raised; carries its traceback
-    └── EngineError          a broken invariant or a dead worker: the engine stops, all requests fail
-        ├── IntegrityError
-        └── EngineDeadError  raised for every later call
+HeadraceError
+├── ConfigError          a setting is unknown, out of range, or does not go with another      (construction)
+├── ModelError           no such model, unknown architecture
+│   └── CheckpointError  a file is damaged or does not match: names file, tensor, shapes
+├── RequestError         something in one request is wrong; only that request fails
+│   ├── PromptTooLongError
+│   ├── QueueFullError   the waiting queue is at its limit; try again later
+│   └── CallbackError    code that the user passed in raised; carries its traceback
+└── EngineError          a broken invariant or a dead worker: the engine stops, all requests fail
+    ├── IntegrityError
+    └── EngineDeadError  raised for every later call
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .errors import RequestError, did_you_mean
+from .errors import RequestError
+from .validate import first_problem
 
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 TokenIds = tuple[int, ...]
@@ -101,7 +102,8 @@ class SamplingParams(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise _request_error(error) from None
+            name, sentence = first_problem(type(self), error)
+            raise RequestError(sentence, param=name or None) from None
 
     @field_validator("stop", "bad", mode="before")
     @classmethod
@@ -149,15 +151,3 @@ class SamplingParams(BaseModel):
         if self.temperature == 0.0 or self.top_k == 1:
             return True
         return self.temperature is None and not self.top_k and self.top_p is None
-
-
-def _request_error(error: ValidationError) -> RequestError:
-    """One readable line for the first problem pydantic found."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        hint = did_you_mean(name, SamplingParams.model_fields)
-        return RequestError(f"SamplingParams has no field {name!r}.{hint}", param=name)
-    where = f"SamplingParams.{name}: " if name else "SamplingParams: "
-    given = f" (given: {first['input']!r})" if name else ""
-    return RequestError(f"{where}{first['msg']}{given}", param=name or None)

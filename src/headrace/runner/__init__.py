@@ -1,0 +1,1 @@
+"""One worker's device side: from a plan to tokens."""

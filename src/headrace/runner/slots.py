@@ -1,0 +1,75 @@
+"""The worker's truth about every running sequence, one row ("slot") each.
+
+A plan speaks of slots and upper bounds; what is really known and computed stands here. Rows are fixed for a sequence's
+life and a step gathers from them, so nothing is moved or kept in batch order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from headrace.core.errors import EngineError
+from headrace.core.plan import BlockUpdate, SlotInit
+
+
+class SlotTable:
+    """Histories, lengths, stop flags and block tables of ``n_slots`` slots.
+
+    Arrays, all indexed by slot:
+        history   [n_slots, max_seq_len + max_drafts] int32: prompt, output, then drafts under verification
+        known     int64: tokens of the history that are decided
+        computed  int64: tokens whose keys and values are in the cache
+        n_prompt, max_length  int64
+        stopped   bool: no more rows, whatever a plan made earlier says
+    ``block_tables[g]`` is [n_slots, max_blocks] int32 for cache group g.
+    """
+
+    def __init__(self, n_slots: int, max_seq_len: int, max_drafts: int, n_groups: int, block_tokens: int) -> None:
+        width = max_seq_len + max_drafts
+        max_blocks = -(-width // block_tokens)
+        self.n_slots = n_slots
+        self.history = np.zeros((n_slots, width), np.int32)
+        self.known = np.zeros(n_slots, np.int64)
+        self.computed = np.zeros(n_slots, np.int64)
+        self.n_prompt = np.zeros(n_slots, np.int64)
+        self.max_length = np.zeros(n_slots, np.int64)
+        self.stopped = np.ones(n_slots, bool)
+        self.seq_ids = np.full(n_slots, -1, np.int64)
+        self.inits: list[SlotInit | None] = [None] * n_slots
+        self.block_tables = tuple(np.zeros((n_slots, max_blocks), np.int32) for _ in range(n_groups))
+
+    def bind(self, init: SlotInit) -> None:
+        """Gives the slot to a sequence; whatever was there is forgotten."""
+        slot, n_tokens = init.slot, len(init.tokens)
+        self.history[slot, :n_tokens] = init.tokens
+        self.known[slot] = n_tokens
+        self.computed[slot] = init.computed
+        self.n_prompt[slot] = init.n_prompt
+        self.max_length[slot] = init.max_length
+        self.stopped[slot] = False
+        self.seq_ids[slot] = init.seq_id
+        self.inits[slot] = init
+
+    def init_of(self, slot: int) -> SlotInit:
+        """The record that the slot's sequence came with."""
+        init = self.inits[slot]
+        if init is None:
+            raise EngineError(f"slot {slot} is used before a sequence was bound to it")
+        return init
+
+    def update_blocks(self, updates: Sequence[BlockUpdate]) -> None:
+        for update in updates:
+            last = update.first + len(update.blocks)
+            self.block_tables[update.group][update.slot, update.first : last] = update.blocks
+
+    def append(self, slot: int, tokens: Sequence[int]) -> None:
+        """Decided tokens, after the known ones."""
+        first = int(self.known[slot])
+        self.history[slot, first : first + len(tokens)] = tokens
+        self.known[slot] = first + len(tokens)
+
+    def state(self) -> dict[str, list[int]]:
+        """Lengths by slot, for error messages and the integrity check."""
+        return {"known": self.known.tolist(), "computed": self.computed.tolist(), "seq_ids": self.seq_ids.tolist()}
