@@ -1,7 +1,7 @@
 """``LlmArgs`` and the configuration classes: the arguments of ``LLM``, checked once, at construction.
 
-Names, meanings and defaults follow TensorRT-LLM's LLM API; where headrace differs the field says so. Only the build step
-reads these objects; the engine's parts get plain values.
+Names, meanings and defaults follow TensorRT-LLM's LLM API; where headrace differs the field says so. Only the build
+step reads these objects; the engine's parts get plain values.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class KvCacheConfig(Config):
     copy_on_partial_reuse: Literal[True] = True
     """A prefix that ends inside a block is copied, never taken over."""
     max_tokens: Positive | None = None
-    """Size of the arena in tokens; None: the smaller of what max_batch_size x max_seq_len needs and half of the memory left."""
+    """Size of the arena in tokens; None: what max_batch_size x max_seq_len needs, at most half of the memory left."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: the activation dtype."""
     tokens_per_block: Literal[32] = 32

@@ -24,7 +24,7 @@ class HeadraceError(Exception):
 
 
 class ConfigError(HeadraceError, ValueError):
-    """A setting that is unknown, out of range or in conflict. The message says what was given, what is allowed, what to do."""
+    """A setting is unknown, out of range or in conflict: the message says what is allowed and what to do."""
 
 
 class ModelError(HeadraceError):

@@ -1,7 +1,7 @@
 """The capability table: every feature the engine knows, what it goes with, and why something is not there.
 
-One table answers three questions: what ``headrace features`` prints, what ``resolve`` refuses at construction, and which
-pairs the suite must prove. A feature does not know another; a conflict is a row here.
+One table answers three questions: what ``headrace features`` prints, what ``resolve`` refuses at construction, and
+which pairs the suite must prove. A feature does not know another; a conflict is a row here.
 """
 
 from __future__ import annotations
@@ -171,6 +171,6 @@ def refuse_missing_sampling(params: Any) -> None:
             raise RequestError(f"SamplingParams.{row.option}={value!r}: {row.reason}", param=row.option)
     if params.best_of is not None and params.best_of > params.n:
         raise RequestError(
-            f"SamplingParams.best_of={params.best_of} above n={params.n} is {_LATER}; set n and choose among the outputs",
+            f"SamplingParams.best_of={params.best_of} above n={params.n} is {_LATER}; set n alone",
             param="best_of",
         )

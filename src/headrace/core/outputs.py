@@ -1,8 +1,4 @@
-"""What a request gives back.
-
-``SequenceUpdate`` is what leaves the engine loop, once a step, for every sequence that moved. ``RequestOutput`` and
-``CompletionOutput`` are what a user holds; their names are those of TensorRT-LLM's LLM API.
-"""
+"""What leaves the engine: once a step, a ``SequenceUpdate`` for every sequence that moved."""
 
 from __future__ import annotations
 

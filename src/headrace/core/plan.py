@@ -152,7 +152,7 @@ class SeqResult:
     computed: int
     """True computed length of the slot after the step: KV up to here is right and will not change."""
     tokens: tuple[int, ...] = ()
-    """New tokens in order: accepted drafts, then the target's own. Empty for a chunk, or for a slot that had stopped."""
+    """New tokens in order: accepted drafts, then the target's own. Empty for a chunk, or a slot that had stopped."""
     n_drafts: int = 0
     """Draft rows that were verified (a draft cut before verification does not count)."""
     n_accepted: int = 0
