@@ -1,1 +1,85 @@
-"""headrace."""
+"""headrace: an LLM engine in which turning a feature on never changes an output.
+
+Names are imported when they are first used, so that ``import headrace`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from headrace.core.config import (
+        CapacitySchedulerPolicy,
+        ContextChunkingPolicy,
+        KvCacheConfig,
+        NGramDecodingConfig,
+        SchedulerConfig,
+    )
+    from headrace.core.errors import (
+        CheckpointError,
+        ConfigError,
+        EngineDeadError,
+        EngineError,
+        HeadraceError,
+        ModelError,
+        RequestError,
+    )
+    from headrace.core.outputs import Logprob
+    from headrace.core.sampling_params import SamplingParams
+    from headrace.engine.results import CompletionOutput, RequestOutput
+    from headrace.llm import LLM
+
+_HOME = {
+    "LLM": "headrace.llm",
+    "SamplingParams": "headrace.core.sampling_params",
+    "KvCacheConfig": "headrace.core.config",
+    "SchedulerConfig": "headrace.core.config",
+    "CapacitySchedulerPolicy": "headrace.core.config",
+    "ContextChunkingPolicy": "headrace.core.config",
+    "NGramDecodingConfig": "headrace.core.config",
+    "RequestOutput": "headrace.engine.results",
+    "CompletionOutput": "headrace.engine.results",
+    "Logprob": "headrace.core.outputs",
+    "HeadraceError": "headrace.core.errors",
+    "ConfigError": "headrace.core.errors",
+    "ModelError": "headrace.core.errors",
+    "CheckpointError": "headrace.core.errors",
+    "RequestError": "headrace.core.errors",
+    "EngineError": "headrace.core.errors",
+    "EngineDeadError": "headrace.core.errors",
+}
+
+__all__ = [
+    "LLM",
+    "CapacitySchedulerPolicy",
+    "CheckpointError",
+    "CompletionOutput",
+    "ConfigError",
+    "ContextChunkingPolicy",
+    "EngineDeadError",
+    "EngineError",
+    "HeadraceError",
+    "KvCacheConfig",
+    "Logprob",
+    "ModelError",
+    "NGramDecodingConfig",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+    "SchedulerConfig",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'headrace' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,1 @@
+"""The loop, and the front that turns text into requests and tokens into text."""

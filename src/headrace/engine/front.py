@@ -1,0 +1,226 @@
+"""The front: prompts become requests, updates become outputs.
+
+It runs in the caller's thread (``submit``, ``abort``) and in the engine's (``deliver``). User code never runs here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from headrace.core.clock import Clock
+from headrace.core.errors import PromptTooLongError, RequestError
+from headrace.core.features import refuse_missing_sampling
+from headrace.core.outputs import RequestPerfMetrics, SequenceUpdate
+from headrace.core.plan import FinishReason
+from headrace.core.request import Request
+from headrace.core.sampling_params import SamplingParams
+from headrace.tokenizer.tokenizer import Tokenizer
+
+from .loop import EngineLoop
+from .results import Mailbox, OutputEvent, RequestOutput
+from .text import DecodedText, NoText, TextStream
+
+
+@dataclass(frozen=True, slots=True)
+class FrontLimits:
+    """What the front checks before a request is handed to the engine."""
+
+    vocab_size: int
+    max_seq_len: int
+    max_input_len: int
+    eos_ids: frozenset[int]
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request under way."""
+
+    request: Request
+    mailbox: Mailbox
+    streams: list[TextStream]
+    metrics: list[RequestPerfMetrics]
+    open: set[int] = field(default_factory=set)
+
+
+class Front:
+    """Owns the requests under way. ``attach`` gives it the loop that runs them."""
+
+    def __init__(self, limits: FrontLimits, tokenizer: Tokenizer | None, clock: Clock) -> None:
+        self._limits = limits
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._ids = itertools.count(1)
+        self._live: dict[int, _Live] = {}
+        self._lock = threading.Lock()
+        self._loop: EngineLoop | None = None
+        self.counters: Counter[str] = Counter()
+        """Witnesses counted here: forked_outputs, stop_string_hits."""
+
+    def attach(self, loop: EngineLoop) -> None:
+        self._loop = loop
+
+    @property
+    def loop(self) -> EngineLoop:
+        if self._loop is None:
+            raise RuntimeError("the front is used before attach()")
+        return self._loop
+
+    @property
+    def n_live(self) -> int:
+        return len(self._live)
+
+    def prepare(self, prompt: str | Sequence[int], sampling: SamplingParams) -> tuple[str | None, tuple[int, ...]]:
+        """(text, token ids) of a prompt, checked and truncated. Raises ``RequestError``."""
+        refuse_missing_sampling(sampling)
+        text = prompt if isinstance(prompt, str) else None
+        ids = self._encode(prompt, sampling) if isinstance(prompt, str) else tuple(int(token) for token in prompt)
+        if sampling.truncate_prompt_tokens is not None:
+            ids = ids[-sampling.truncate_prompt_tokens :]
+        self._check_ids(ids)
+        if self._tokenizer is None and (sampling.stop or sampling.bad):
+            raise RequestError("stop and bad words need a tokenizer; give stop_token_ids / bad_token_ids", param="stop")
+        return text, ids
+
+    def submit(
+        self,
+        text: str | None,
+        token_ids: tuple[int, ...],
+        sampling: SamplingParams,
+        *,
+        streaming: bool = False,
+        priority: float = 0.5,
+        timeout: float | None = None,
+        cache_salt: str | None = None,
+    ) -> RequestOutput:
+        """Hands a prepared prompt to the engine. Raises ``RequestError`` or ``EngineDeadError``."""
+        if not 0.0 <= priority <= 1.0:
+            raise RequestError(f"priority={priority}: give a number from 0 to 1, higher goes first", param="priority")
+        now = self._clock.now()
+        request = Request(
+            request_id=next(self._ids),
+            prompt_token_ids=token_ids,
+            sampling=self._with_bad_ids(sampling),
+            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+            arrival=now,
+            eos_ids=self._eos_ids(sampling),
+            priority=priority,
+            deadline=None if timeout is None else now + timeout,
+            cache_salt=cache_salt,
+        )
+        mailbox = Mailbox()
+        live = _Live(
+            request,
+            mailbox,
+            [self._stream(request) for _ in range(request.n)],
+            [RequestPerfMetrics(arrival_time=now) for _ in range(request.n)],
+            set(range(request.n)),
+        )
+        with self._lock:
+            self._live[request.request_id] = live
+            self.counters["forked_outputs"] += request.n - 1
+        try:
+            self.loop.submit(request)
+        except BaseException:
+            with self._lock:
+                self._live.pop(request.request_id, None)
+            raise
+        return RequestOutput(
+            request.request_id, text, list(token_ids), request.n, request.seed, self.abort, mailbox, streaming
+        )
+
+    def abort(self, request_id: int) -> None:
+        """Cancels a request; one that has ended already is left as it is."""
+        if request_id in self._live:
+            self.loop.cancel(request_id)
+
+    def deliver(self, updates: list[SequenceUpdate]) -> None:
+        """The loop's sink: decodes, cuts at stop strings, and posts to the outputs."""
+        by_request: dict[int, list[OutputEvent]] = {}
+        for update in updates:
+            live = self._live.get(update.request_id)
+            if live is None or update.index not in live.open:
+                continue
+            by_request.setdefault(update.request_id, []).append(self._event(live, update))
+        for request_id, events in by_request.items():
+            live = self._live[request_id]
+            if not live.open:
+                with self._lock:
+                    del self._live[request_id]
+            live.mailbox.post(events)
+
+    def _event(self, live: _Live, update: SequenceUpdate) -> OutputEvent:
+        step = live.streams[update.index].push(update)
+        finish, stop_reason = update.finish_reason, update.stop_reason
+        if step.stop is not None:
+            self.counters["stop_string_hits"] += 1
+            if finish is None:
+                self.loop.finish(update.request_id, update.index, FinishReason.STOP)
+            finish, stop_reason = FinishReason.STOP, step.stop
+        metrics = self._measure(live.metrics[update.index], update)
+        if finish is not None:
+            live.open.discard(update.index)
+        return OutputEvent(
+            index=update.index,
+            text=step.text,
+            token_ids=update.tokens[: step.n_tokens],
+            logprobs=update.logprobs[: step.n_tokens],
+            prompt_logprobs=update.prompt_logprobs,
+            finish_reason=None if finish is None else finish.value,
+            stop_reason=stop_reason,
+            error=update.error,
+            metrics=metrics if finish is not None else None,
+        )
+
+    @staticmethod
+    def _measure(metrics: RequestPerfMetrics, update: SequenceUpdate) -> RequestPerfMetrics:
+        if update.tokens:
+            if metrics.first_token_time is None:
+                metrics.first_token_time = update.time
+            metrics.last_token_time = update.time
+        metrics.cached_tokens = update.cached_tokens
+        metrics.preemptions = update.n_preempted
+        return metrics
+
+    def _stream(self, request: Request) -> TextStream:
+        if self._tokenizer is None or not request.sampling.detokenize:
+            return NoText()
+        return DecodedText(request, self._tokenizer)
+
+    def _encode(self, prompt: str, sampling: SamplingParams) -> tuple[int, ...]:
+        if self._tokenizer is None:
+            raise RequestError("the model was loaded with skip_tokenizer_init=True: give token ids", param="prompt")
+        return tuple(self._tokenizer.encode(prompt, add_special_tokens=sampling.add_special_tokens))
+
+    def _check_ids(self, ids: tuple[int, ...]) -> None:
+        limits = self._limits
+        if not ids:
+            raise RequestError("the prompt is empty; give at least one token", param="prompt")
+        worst = max(ids, key=lambda token: token if token >= 0 else limits.vocab_size - token)
+        if not 0 <= worst < limits.vocab_size:
+            raise RequestError(f"token id {worst} is outside the vocabulary of {limits.vocab_size}", param="prompt")
+        if len(ids) > limits.max_input_len:
+            raise PromptTooLongError(
+                f"the prompt has {len(ids)} tokens; at most {limits.max_input_len} are taken"
+                f" (max_seq_len={limits.max_seq_len}). Shorten it, set truncate_prompt_tokens, or raise max_seq_len",
+                param="prompt",
+            )
+
+    def _eos_ids(self, sampling: SamplingParams) -> frozenset[int]:
+        if sampling.ignore_eos or sampling.end_id == -1:
+            return frozenset()
+        if sampling.end_id is not None:
+            return frozenset((sampling.end_id,))
+        return self._limits.eos_ids
+
+    def _with_bad_ids(self, sampling: SamplingParams) -> SamplingParams:
+        """Bad words as token sequences, each with and without a space before it, as it may stand in a text."""
+        if not sampling.bad or self._tokenizer is None:
+            return sampling
+        encode: Callable[[str], list[int]] = lambda text: self._tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+        spelled = {tuple(encode(form)) for word in sampling.bad for form in (word, " " + word.lstrip())}
+        return sampling.model_copy(update={"bad_token_ids": (sampling.bad_token_ids or ()) + tuple(sorted(spelled))})

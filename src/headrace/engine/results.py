@@ -1,0 +1,242 @@
+"""``RequestOutput`` and ``CompletionOutput``: what a user holds. Names and meanings follow TensorRT-LLM's LLM API.
+
+The engine's thread only posts events into a mailbox; the fields of an output change in the thread that reads it (in
+``result()``, in a loop over the output, in ``await``), so a reader never sees a half-made state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from headrace.core.outputs import Logprob, RequestPerfMetrics
+from headrace.core.plan import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class OutputEvent:
+    """What one engine step adds to one output of a request. Text is already decoded and cut at stop strings."""
+
+    index: int
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    error: Exception | None = None
+    metrics: RequestPerfMetrics | None = None
+    """Comes with the finish."""
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One of the n outputs of a request."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    cumulative_logprob: float | None = None
+    """Sum of the logprobs of the output's tokens; None unless logprobs were asked for."""
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    """One entry a token: the token itself and the top k."""
+    prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=list)
+    """One entry a prompt token: entry 0 is None, entry i is about prompt token i."""
+    finish_reason: str | None = None
+    """stop, length, timeout, cancelled; None while running."""
+    stop_reason: int | str | None = None
+    """The stop string or stop token id that ended it; None for the end-of-sequence token."""
+    request_perf_metrics: RequestPerfMetrics | None = None
+    _seen_text: int = 0
+    _seen_tokens: int = 0
+    _seen_logprobs: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def text_diff(self) -> str:
+        """Text that came with the last step of an iteration over the request."""
+        return self.text[self._seen_text :]
+
+    @property
+    def token_ids_diff(self) -> list[int]:
+        return self.token_ids[self._seen_tokens :]
+
+    @property
+    def logprobs_diff(self) -> list[dict[int, Logprob]]:
+        return self.logprobs[self._seen_logprobs :]
+
+    def _mark_seen(self) -> None:
+        self._seen_text = len(self.text)
+        self._seen_tokens = len(self.token_ids)
+        self._seen_logprobs = len(self.logprobs)
+
+    def _apply(self, event: OutputEvent) -> None:
+        self.text += event.text
+        self.token_ids.extend(event.token_ids)
+        for entry in event.logprobs:
+            self.logprobs.append(_logprob_dict(entry))
+            self.cumulative_logprob = (self.cumulative_logprob or 0.0) + entry.logprob
+        if event.prompt_logprobs and not self.prompt_logprobs:
+            self.prompt_logprobs.append(None)
+        self.prompt_logprobs.extend(_logprob_dict(entry) for entry in event.prompt_logprobs)
+        if event.finish_reason is not None:
+            self.finish_reason = event.finish_reason
+            self.stop_reason = event.stop_reason
+            self.request_perf_metrics = event.metrics
+
+
+def _logprob_dict(entry: TokenLogprobs) -> dict[int, Logprob]:
+    tops = zip(entry.top_ids, entry.top_logprobs, strict=True)
+    result = {token: Logprob(logprob, rank) for rank, (token, logprob) in enumerate(tops, 1)}
+    result.setdefault(entry.token, Logprob(entry.logprob, entry.rank))
+    return result
+
+
+class Mailbox:
+    """A queue from the engine's thread to one reader, which may be a thread or a coroutine."""
+
+    def __init__(self) -> None:
+        self._events: deque[OutputEvent] = deque()
+        self._ready = threading.Condition()
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def post(self, events: list[OutputEvent]) -> None:
+        """Called by the engine's thread; never blocks on the reader."""
+        with self._ready:
+            self._events.extend(events)
+            self._ready.notify_all()
+            waiter = self._waiter
+        if waiter is not None and not waiter[0].is_closed():
+            waiter[0].call_soon_threadsafe(waiter[1].set)
+
+    def take(self, timeout: float | None) -> list[OutputEvent]:
+        """All events there are; waits for the first. Raises ``TimeoutError``."""
+        with self._ready:
+            if not self._ready.wait_for(lambda: self._events, timeout):
+                raise TimeoutError(f"no result within {timeout} seconds")
+            return self._drain()
+
+    async def take_async(self) -> list[OutputEvent]:
+        """As ``take``, in a coroutine."""
+        while True:
+            with self._ready:
+                if self._events:
+                    self._waiter = None
+                    return self._drain()
+                arrived = asyncio.Event()
+                self._waiter = (asyncio.get_running_loop(), arrived)
+            await arrived.wait()
+
+    def _drain(self) -> list[OutputEvent]:
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+
+class RequestOutput:
+    """A request under way, and its outputs so far.
+
+    Wait for the whole (``result()``, ``await output``), or follow it (``for``, ``async for``): with ``streaming`` each
+    turn of the loop yields this object after a step, with ``outputs[i].text_diff`` and ``token_ids_diff`` holding what is new.
+    """
+
+    def __init__(
+        self,
+        request_id: int,
+        prompt: str | None,
+        prompt_token_ids: list[int],
+        n: int,
+        seed: int,
+        abort: Callable[[int], None],
+        mailbox: Mailbox,
+        streaming: bool,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.prompt_token_ids = prompt_token_ids
+        self.seed = seed
+        """The seed that was used: given, or drawn at admission."""
+        self.outputs = [CompletionOutput(index) for index in range(n)]
+        self.context_logits = None
+        self.disaggregated_params = None
+        self.error: Exception | None = None
+        self._abort = abort
+        self._aborted = False
+        self._mailbox = mailbox
+        self._streaming = streaming
+
+    def __repr__(self) -> str:
+        return f"RequestOutput(request_id={self.request_id}, prompt={self.prompt!r}, outputs={self.outputs})"
+
+    @property
+    def finished(self) -> bool:
+        """True when every output has ended (as far as this object has been read)."""
+        return self.error is not None or all(output.finish_reason is not None for output in self.outputs)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that came from the cache; known when the request has finished."""
+        first = self.outputs[0].request_perf_metrics
+        return first.cached_tokens if first else 0
+
+    def abort(self) -> None:
+        """Cancels the request, in whatever state it is; its outputs end with ``cancelled``."""
+        self._aborted = True
+        self._abort(self.request_id)
+
+    def aborted(self) -> bool:
+        return self._aborted
+
+    def result(self, timeout: float | None = None) -> RequestOutput:
+        """Waits for the end. Raises the request's own error, or ``TimeoutError`` (the request goes on)."""
+        while not self.finished:
+            self._apply(self._mailbox.take(timeout))
+        return self._done()
+
+    async def aresult(self) -> RequestOutput:
+        """As ``result``, in a coroutine."""
+        while not self.finished:
+            self._apply(await self._mailbox.take_async())
+        return self._done()
+
+    def __await__(self) -> Generator[Any, None, RequestOutput]:
+        return self.aresult().__await__()
+
+    def __iter__(self) -> Iterator[RequestOutput]:
+        if not self._streaming:
+            yield self.result()
+        while not self.finished:
+            self._step(self._mailbox.take(None))
+            yield self
+
+    async def __aiter__(self) -> AsyncIterator[RequestOutput]:
+        if not self._streaming:
+            yield await self.aresult()
+        while not self.finished:
+            self._step(await self._mailbox.take_async())
+            yield self
+
+    def _step(self, events: list[OutputEvent]) -> None:
+        for output in self.outputs:
+            output._mark_seen()
+        self._apply(events)
+        if self.error is not None:
+            raise self.error
+
+    def _apply(self, events: list[OutputEvent]) -> None:
+        for event in events:
+            if event.error is not None:
+                self.error = event.error
+            self.outputs[event.index]._apply(event)
+
+    def _done(self) -> RequestOutput:
+        if self.error is not None:
+            raise self.error
+        return self

@@ -1,0 +1,198 @@
+"""``LLM``: the Python API. Names and semantics follow TensorRT-LLM's LLM API: one changed import moves a user."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Self
+
+from tqdm import tqdm
+
+from headrace.core.config import LlmArgs
+from headrace.core.errors import RequestError, did_you_mean
+from headrace.core.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from headrace.engine.results import RequestOutput
+    from headrace.tokenizer.tokenizer import Tokenizer
+
+log = logging.getLogger("headrace")
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""A text, token ids, or a dict with ``prompt`` or ``prompt_token_ids``."""
+
+_PROMPT_KEYS = ("prompt", "prompt_token_ids")
+
+
+class LLM:
+    """A model, loaded and ready to generate.
+
+    ``model`` is a built-in name ("smollm2"), a folder, a .gguf file or a hub id; the options are the fields of
+    ``core.config.LlmArgs``. Raises ``ConfigError``, ``ModelError`` or ``CheckpointError``.
+    """
+
+    def __init__(self, model: Any, **options: Any) -> None:
+        from headrace.engine.build import build_engine
+
+        self.args = LlmArgs.from_call(model, options)
+        self._engine = build_engine(self.args)
+
+    # Generating.
+
+    def generate(
+        self,
+        inputs: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        cache_salt: str | Sequence[str | None] | None = None,
+        priority: float | Sequence[float] = 0.5,
+        timeout: float | None = None,
+    ) -> RequestOutput | list[RequestOutput]:
+        """Generates for one prompt or for a list of them, and waits for all.
+
+        ``sampling_params``, ``cache_salt`` and ``priority`` are one for all prompts or one for each. ``timeout``
+        (seconds) is a deadline for each request: what is there by then comes back with finish_reason "timeout".
+        Wrong input raises ``RequestError`` before anything is started. If requests fail later, the others are finished
+        first; the error then carries all outputs as ``error.outputs``.
+        """
+        single = _is_single(inputs)
+        prompts = [inputs] if single else list(inputs)
+        count = len(prompts)
+        params = _each("sampling_params", sampling_params or SamplingParams(), SamplingParams, count)
+        salts = _each("cache_salt", cache_salt, (str, type(None)), count)
+        priorities = _each("priority", priority, (int, float), count)
+        front = self._engine.front
+        prepared = [front.prepare(_prompt(prompt), one) for prompt, one in zip(prompts, params, strict=True)]
+        outputs = []
+        try:
+            for (text, ids), one, salt, rank in zip(prepared, params, salts, priorities, strict=True):
+                options = {"priority": rank, "timeout": timeout, "cache_salt": salt}
+                outputs.append(front.submit(text, ids, one, **options))
+            errors = _wait(outputs, use_tqdm and not single)
+        except BaseException:
+            for output in outputs:
+                output.abort()
+            raise
+        if errors:
+            errors[0].outputs = outputs  # type: ignore[attr-defined]
+            raise errors[0]
+        return outputs[0] if single else outputs
+
+    def generate_async(
+        self,
+        inputs: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        streaming: bool = False,
+        cache_salt: str | None = None,
+        priority: float = 0.5,
+        timeout: float | None = None,
+    ) -> RequestOutput:
+        """Starts one request and returns at once.
+
+        The output can be awaited, waited for (``result()``), or followed with ``for`` and ``async for``. With
+        ``streaming`` unset the loops yield once, at the end.
+        """
+        params = sampling_params or SamplingParams()
+        text, ids = self._engine.front.prepare(_prompt(inputs), params)
+        return self._engine.front.submit(
+            text, ids, params, streaming=streaming, priority=priority, timeout=timeout, cache_salt=cache_salt
+        )
+
+    # Looking in.
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._engine.tokenizer
+
+    @property
+    def effective_config(self) -> dict[str, Any]:
+        """Every setting as it really is, defaults resolved."""
+        return self.args.model_dump(mode="json") | self._engine.effective
+
+    @property
+    def start_report(self) -> list[tuple[str, float]]:
+        """(phase, seconds) of the start, in order."""
+        return list(self._engine.phases.done)
+
+    @property
+    def memory_report(self) -> list[tuple[str, int]]:
+        """(what, bytes) that the start planned and took."""
+        return self._engine.memory.rows()
+
+    def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """Statistics of the iterations since the last call, oldest first; the last entry is a snapshot of now.
+
+        Keys are those of TensorRT-LLM; ``witnesses`` holds the counters since the start that show which features acted.
+        """
+        return self._engine.get_stats(timeout)
+
+    def check_integrity(self) -> None:
+        """Raises ``IntegrityError`` if a block, lease or slot is out of balance."""
+        self._engine.check_integrity()
+
+    # The end.
+
+    def shutdown(self) -> None:
+        """Cancels what runs, gives everything back. May be called twice."""
+        self._engine.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.shutdown()
+
+
+def _is_single(inputs: Any) -> bool:
+    if isinstance(inputs, (str, Mapping)):
+        return True
+    return len(inputs) > 0 and isinstance(inputs[0], Integral)
+
+
+def _prompt(prompt: Any) -> str | Sequence[int]:
+    """Text or token ids out of any form of prompt. Raises ``RequestError``."""
+    if not isinstance(prompt, Mapping):
+        if not isinstance(prompt, (str, Sequence)) and not hasattr(prompt, "__array__"):
+            raise RequestError(f"a prompt is a text, token ids or a dict, not {type(prompt).__name__}", param="inputs")
+        return prompt
+    for key in prompt:
+        if key not in _PROMPT_KEYS:
+            raise RequestError(
+                f"a prompt has no key {key!r}; it takes one of {_PROMPT_KEYS}.{did_you_mean(key, _PROMPT_KEYS)}",
+                param=key,
+            )
+    if len(prompt) != 1:
+        raise RequestError(f"give exactly one of {_PROMPT_KEYS}, not {sorted(prompt)}", param="inputs")
+    return next(iter(prompt.values()))
+
+
+def _each(name: str, value: Any, kind: Any, count: int) -> list[Any]:
+    """``value`` for each of ``count`` prompts: repeated if it is one ``kind``, else a list of that length."""
+    if isinstance(value, kind):
+        return [value] * count
+    values = list(value)
+    if len(values) != count:
+        raise RequestError(
+            f"{name} has {len(values)} entries for {count} prompts; give one, or one for each", param=name
+        )
+    return values
+
+
+def _wait(outputs: Sequence[RequestOutput], show_bar: bool) -> list[Exception]:
+    """Waits for all; the errors of those that failed."""
+    errors: list[Exception] = []
+    tokens = 0
+    with tqdm(total=len(outputs), desc="requests", disable=not show_bar, dynamic_ncols=True) as bar:
+        for output in outputs:
+            try:
+                output.result()
+            except Exception as error:  # noqa: BLE001  collected and raised by the caller
+                errors.append(error)
+            tokens += sum(one.length for one in output.outputs)
+            bar.update()
+            elapsed = bar.format_dict["elapsed"]
+            bar.set_postfix_str(f"{tokens / elapsed:.1f} tokens/s" if elapsed else "")
+    return errors
