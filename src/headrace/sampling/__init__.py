@@ -1,0 +1,18 @@
+"""From logits to tokens and logprobs. ``docs/sampling.md`` defines the draw."""
+
+from .contract import NO_TOKEN, SampleOutcome, Sampler, SampleRows
+from .params import check_tokens
+from .sampler import TorchSampler
+from .verify import EndRules, Verified, verify
+
+__all__ = [
+    "NO_TOKEN",
+    "EndRules",
+    "SampleOutcome",
+    "SampleRows",
+    "Sampler",
+    "TorchSampler",
+    "Verified",
+    "check_tokens",
+    "verify",
+]
