@@ -1,0 +1,1 @@
+"""Building blocks of models: each computes one thing and knows which checkpoint tensors it is made of."""

@@ -1,0 +1,104 @@
+"""Self-attention over the paged cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from headrace.cache.specs import CacheSpec, FullKV, SlidingKV
+from headrace.core.errors import EngineError
+from headrace.ops.batch import Batch
+
+from .base import BuildContext, Layer
+from .linear import Linear
+
+
+class PagedAttention(Layer):
+    """Causal attention, and the cache that it wants. It reads its group's metadata; a model never sees that.
+
+    Args:
+        window: keys that a row sees, itself included; None: all.
+        scale: factor of the scores.
+    """
+
+    def __init__(
+        self, ctx: BuildContext, n_kv_heads: int, head_dim: int, *, scale: float, window: int | None = None
+    ) -> None:
+        itemsize = ctx.cache_dtype.itemsize
+        self.cache_spec: CacheSpec = (
+            FullKV(n_kv_heads=n_kv_heads, head_dim=head_dim, itemsize=itemsize)
+            if window is None
+            else SlidingKV(n_kv_heads=n_kv_heads, head_dim=head_dim, itemsize=itemsize, window=window)
+        )
+        self._backend = ctx.ops.attention
+        self._dtype = ctx.cache_dtype
+        self._scale = scale
+        self._group = -1
+        self._cache: Any = None
+
+    def bind_cache(self, group: int, cache: torch.Tensor) -> None:
+        """``cache``: [n_blocks, 2, n_kv_heads, 32, head_dim] in the cache dtype, a view of the arena.
+
+        Raises EngineError when it is of another kind.
+        """
+        spec = self.cache_spec
+        if cache.dtype != self._dtype or (cache.shape[2], cache.shape[4]) != (spec.n_kv_heads, spec.head_dim):
+            raise EngineError(f"a cache of {tuple(cache.shape)} {cache.dtype} does not fit {spec} in {self._dtype}")
+        self._group = group
+        self._cache = self._backend.bind(cache)
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """q [T, n_heads, head_dim], k and v [T, n_kv_heads, head_dim] -> [T, n_heads, head_dim]."""
+        metadata = batch.groups[self._group].metadata
+        return self._backend.attend(q, k, v, self._cache, metadata, scale=self._scale)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """Sizes of a self-attention block."""
+
+    hidden_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+
+
+class SelfAttention(Layer):
+    """Projections, head norms, rotation, attention, output projection.
+
+    Args:
+        name: path of the checkpoint's module (``...self_attn``).
+        head_norm: norm of query and key heads before the rotation; ``NoHeadNorm`` for none.
+        bias, out_bias: whether q, k, v and the output projection have a bias.
+    """
+
+    def __init__(
+        self,
+        ctx: BuildContext,
+        name: str,
+        shape: AttentionShape,
+        head_norm: Layer,
+        *,
+        scale: float,
+        window: int | None = None,
+        bias: bool = False,
+        out_bias: bool = False,
+    ) -> None:
+        self._n_heads, self._n_kv_heads, self._head_dim = shape.n_heads, shape.n_kv_heads, shape.head_dim
+        q_size, kv_size = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        names = (f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
+        self.qkv = Linear(ctx, names, shape.hidden_size, (q_size, kv_size, kv_size), bias=bias)
+        self.head_norm = head_norm
+        self._rope = ctx.ops.rope
+        self.attention = PagedAttention(ctx, shape.n_kv_heads, shape.head_dim, scale=scale, window=window)
+        self.out = Linear(ctx, (f"{name}.o_proj",), q_size, (shape.hidden_size,), bias=out_bias)
+
+    def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden]; ``angles`` come from the rope of this layer."""
+        turning = self._n_heads + self._n_kv_heads
+        heads = self.qkv(x).view(-1, turning + self._n_kv_heads, self._head_dim)
+        qk = self._rope(self.head_norm(heads[:, :turning]), angles)
+        mixed = self.attention(qk[:, : self._n_heads], qk[:, self._n_heads :], heads[:, turning:], batch)
+        return self.out(mixed.flatten(1))

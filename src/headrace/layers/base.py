@@ -1,0 +1,112 @@
+"""What every layer is: a tree of parts, whose parameters know the checkpoint tensors that fill them.
+
+Not torch's Module: a parameter here is filled from named sources (several for a fused one), exists without memory until
+it is loaded, and is never trained, moved or hooked. A call costs a Python call and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from headrace.ops.table import Ops
+from headrace.weights.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class BuildContext:
+    """What a build decided, handed to every layer's constructor."""
+
+    ops: Ops
+    dtype: torch.dtype = torch.float32
+    """Of parameters and activations."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    max_seq_len: int | None = None
+    """Longest sequence of the engine; None: the model's own limit. Fixes the frequencies of dynamic rope."""
+    kv_dtype: torch.dtype | None = None
+    """Of cached keys and values; None: ``dtype``."""
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        return self.kv_dtype or self.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint tensor, and the rows (first dimension) of a parameter that it fills."""
+
+    name: str
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+
+class Parameter:
+    """A tensor of a layer. ``data`` is a meta tensor (shape and dtype, no memory) until ``allocate``."""
+
+    __slots__ = ("data", "device", "sources", "zero_centred")
+
+    def __init__(
+        self, ctx: BuildContext, shape: tuple[int, ...], sources: tuple[Source, ...], *, zero_centred: bool = False
+    ) -> None:
+        self.data = torch.empty(shape, dtype=ctx.dtype, device="meta")
+        self.device = ctx.device
+        self.sources = sources
+        """Together they fill every row once."""
+        self.zero_centred = zero_centred
+        """The checkpoint stores w, the layer computes with 1 + w."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def allocate(self) -> None:
+        if self.data.is_meta:
+            self.data = torch.empty_like(self.data, device=self.device)
+
+    def fill(self, source: Source, checkpoint: Checkpoint) -> None:
+        """Reads ``source`` into its rows; a source of lower rank fills each of its rows with the same values."""
+        rows = self.data[source.first : source.last]
+        if self.device.type == "cpu" and rows.shape == source.shape:
+            checkpoint.read_into(source.name, rows)
+        else:
+            rows.copy_(checkpoint.tensor(source.name))
+
+
+def stacked(names: tuple[str, ...], heights: tuple[int, ...], *width: int) -> tuple[Source, ...]:
+    """Sources that lie on top of one another: tensor i has ``heights[i]`` rows."""
+    sources, first = [], 0
+    for name, height in zip(names, heights, strict=True):
+        sources.append(Source(name, (height, *width), first, first + height))
+        first += height
+    return tuple(sources)
+
+
+class Layer:
+    """A part of a model. Parameters and sub-layers are its attributes, alone or in a tuple."""
+
+    def sublayers(self) -> Iterator[Layer]:
+        """This layer and all below it, in order of construction."""
+        yield self
+        for part in self._parts():
+            if isinstance(part, Layer):
+                yield from part.sublayers()
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Every parameter of the tree once, in order of construction (a tied one is met twice and given once)."""
+        seen: set[int] = set()
+        for layer in self.sublayers():
+            for part in layer._parts():
+                if isinstance(part, Parameter) and id(part) not in seen:
+                    seen.add(id(part))
+                    yield part
+
+    def _parts(self) -> Iterator[Any]:
+        for value in vars(self).values():
+            yield from value if isinstance(value, tuple) else (value,)
+
+    def __call__(self, *args: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no call")

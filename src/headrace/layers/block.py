@@ -1,0 +1,55 @@
+"""Residual blocks: where the norms stand around attention and MLP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from headrace.ops.batch import Batch
+
+from .base import BuildContext, Layer
+from .norm import RMSNorm
+
+
+class PreNormBlock(Layer):
+    """x + attention(norm x), then x + mlp(norm x).
+
+    Args:
+        name: path of the checkpoint's layer (``model.layers.0``).
+    """
+
+    def __init__(
+        self, ctx: BuildContext, name: str, hidden_size: int, eps: float, attention: Layer, mlp: Layer
+    ) -> None:
+        self.attention_norm = RMSNorm(ctx, f"{name}.input_layernorm", hidden_size, eps)
+        self.attention = attention
+        self.mlp_norm = RMSNorm(ctx, f"{name}.post_attention_layernorm", hidden_size, eps)
+        self.mlp = mlp
+
+    def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        x = x + self.attention(self.attention_norm(x), angles, batch)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class SandwichBlock(Layer):
+    """x + norm(attention(norm x)), then x + norm(mlp(norm x)): four norms of the 1 + w kind (Gemma 3)."""
+
+    def __init__(
+        self, ctx: BuildContext, name: str, hidden_size: int, eps: float, attention: Layer, mlp: Layer
+    ) -> None:
+        def norm(which: str) -> RMSNorm:
+            return RMSNorm(ctx, f"{name}.{which}", hidden_size, eps, plus_one=True)
+
+        self.before_attention = norm("input_layernorm")
+        self.attention = attention
+        self.after_attention = norm("post_attention_layernorm")
+        self.before_mlp = norm("pre_feedforward_layernorm")
+        self.mlp = mlp
+        self.after_mlp = norm("post_feedforward_layernorm")
+
+    def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        x = x + self.after_attention(self.attention(self.before_attention(x), angles, batch))
+        return x + self.after_mlp(self.mlp(self.before_mlp(x)))

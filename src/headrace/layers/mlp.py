@@ -1,0 +1,32 @@
+"""Feed-forward blocks."""
+
+from __future__ import annotations
+
+import torch
+
+from headrace.core.errors import ModelError
+
+from .base import BuildContext, Layer
+from .linear import Linear
+
+
+class GatedMLP(Layer):
+    """down(act(gate x) * up x): SwiGLU for ``silu``, GeGLU for ``gelu_pytorch_tanh`` (arXiv 2002.05202).
+
+    Raises ModelError for another activation.
+    """
+
+    def __init__(
+        self, ctx: BuildContext, name: str, hidden_size: int, inner_size: int, activation: str, *, bias: bool = False
+    ) -> None:
+        known = {"silu": ctx.ops.silu_mul, "gelu_pytorch_tanh": ctx.ops.gelu_tanh_mul}
+        if activation not in known:
+            raise ModelError(f"{name}: activation {activation!r} is not known; there are {', '.join(known)}")
+        self._act_mul = known[activation]
+        names = (f"{name}.gate_proj", f"{name}.up_proj")
+        self.gate_up = Linear(ctx, names, hidden_size, (inner_size, inner_size), bias=bias)
+        self.down = Linear(ctx, (f"{name}.down_proj",), inner_size, (hidden_size,), bias=bias)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        return self.down(self._act_mul(self.gate_up(x)))

@@ -1,0 +1,138 @@
+"""The contract of a model, and what all decoders share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from headrace.cache.specs import CacheSpec
+from headrace.core.errors import EngineError
+from headrace.layers.attention import PagedAttention
+from headrace.layers.base import Layer, Parameter
+from headrace.layers.embedding import LMHead
+from headrace.ops.batch import Batch
+from headrace.weights.checkpoint import Checkpoint
+
+from .loading import Progress, fill_parameters, no_progress, plan_loading, tensor_shapes
+
+
+class Model(Protocol):
+    """A decoder as the runner sees it: ``build_model(config, ctx)``, then load, bind_cache, forward, logits.
+
+    Call it under ``torch.inference_mode()``. It keeps nothing between steps but its parameters and the cache it was
+    bound to.
+    """
+
+    vocab_size: int
+    max_positions: int
+    """Longest sequence the configuration allows (``max_position_embeddings``)."""
+
+    @property
+    def n_params(self) -> int: ...
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all parameters, known before they are loaded."""
+        ...
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every checkpoint tensor that the model is made of, by name: also what random weights are drawn for."""
+        ...
+
+    def zero_centred(self) -> frozenset[str]:
+        """Names among them that store w for a factor of 1 + w."""
+        ...
+
+    def load(self, checkpoint: Checkpoint, progress: Progress = no_progress) -> None:
+        """Checks all names and shapes, then allocates and fills the parameters, one tensor at a time.
+
+        Args:
+            progress: called after each tensor with (bytes of parameters filled, ``n_bytes``).
+
+        Raises:
+            CheckpointError: a tensor is missing, has another shape or a dtype that is not a float, or is one that no
+                layer asked for. Names file and tensor. Nothing is allocated before all names and shapes are right.
+        """
+        ...
+
+    def cache_specs(self) -> list[CacheSpec]:
+        """One for each layer that has a cache, in order."""
+        ...
+
+    def bind_cache(self, layers: Sequence[Sequence[int]], views: Sequence[torch.Tensor]) -> None:
+        """Gives every layer its cache.
+
+        Args:
+            layers: for each cache group, the indices into ``cache_specs()`` that are in it.
+            views: for each group, [n_blocks, n_layers_of_group, 2, n_kv_heads, 32, head_dim] over the arena, in the
+                cache dtype. Any block stride will do; what lies within a block must be dense.
+
+        Raises:
+            EngineError: a view does not fit its layers, or a layer is left without a cache.
+        """
+        ...
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """[T, hidden], after the final norm. Writes the rows' keys and values into the cache.
+
+        The metadata of every group must be there (``ops.attention.plan``).
+        """
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, hidden] -> [R, vocab_size] fp32, final cap applied."""
+        ...
+
+
+class Decoder(Layer):
+    """What every decoder does alike. A model file composes its layers, names them here and says what forward does."""
+
+    head: LMHead
+
+    def __init__(self, vocab_size: int, max_positions: int, *, tied: bool) -> None:
+        self.vocab_size = vocab_size
+        self.max_positions = max_positions
+        # Checkpoint tensors that carry nothing: frequencies follow from the configuration, and a tied head's own copy
+        # (some exporters write one) is not used by anybody.
+        self._ignored = ("rotary_emb.inv_freq", "lm_head.weight") if tied else ("rotary_emb.inv_freq",)
+
+    @property
+    def n_params(self) -> int:
+        return sum(parameter.data.numel() for parameter in self.parameters())
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        return tensor_shapes(self.parameters())
+
+    def zero_centred(self) -> frozenset[str]:
+        return frozenset(source.name for p in self.parameters() if p.zero_centred for source in p.sources)
+
+    def load(self, checkpoint: Checkpoint, progress: Progress = no_progress) -> None:
+        parameters: list[Parameter] = list(self.parameters())
+        fill_parameters(plan_loading(parameters, checkpoint, self._ignored), parameters, checkpoint, progress)
+
+    def cache_specs(self) -> list[CacheSpec]:
+        return [attention.cache_spec for attention in self._attentions()]
+
+    def bind_cache(self, layers: Sequence[Sequence[int]], views: Sequence[torch.Tensor]) -> None:
+        attentions = self._attentions()
+        bound: set[int] = set()
+        for group, (members, view) in enumerate(zip(layers, views, strict=True)):
+            if view.dim() != 6 or view.shape[1] != len(members):
+                raise EngineError(f"group {group} has {len(members)} layers, its cache has shape {tuple(view.shape)}")
+            for place, layer in enumerate(members):
+                attentions[layer].bind_cache(group, view[:, place])
+                bound.add(layer)
+        if len(bound) != len(attentions):
+            raise EngineError(f"layers without a cache: {sorted(set(range(len(attentions))) - bound)}")
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden)
+
+    def _attentions(self) -> list[PagedAttention]:
+        return [layer for layer in self.sublayers() if isinstance(layer, PagedAttention)]
