@@ -1,0 +1,108 @@
+"""Reading at an offset, without mapping.
+
+A mapped page stays resident while the map lives, so a mapped checkpoint beside its loaded copy costs twice its size.
+``preadv`` into the destination leaves the bytes in the page cache only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+_READ_LIMIT = 1 << 30
+"""Bytes per system call; Linux returns at most 2 GiB - 4 KiB."""
+
+CHUNK_BYTES = 1 << 20
+"""Bytes of a tensor that are read and converted at a time: what stays in a core's cache."""
+
+
+class DataFile:
+    """An open file that is read at offsets. Thread-safe: no shared position."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
+        self.size = os.fstat(self._fd).st_size
+
+    def read_into(self, buffer: Any, offset: int, what: str) -> None:
+        """Fill ``buffer`` (any writable one) from ``offset``; ``what`` names the data in the error of a short read."""
+        if self._fd is None:
+            raise ValueError(f"{self.path} is closed")
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._fd, [view[done : done + _READ_LIMIT]], offset + done)
+            except OSError as error:
+                raise CheckpointError(f"{self.path}: {what}: read error: {error.strerror}") from error
+            if count == 0:
+                raise CheckpointError(
+                    f"{self.path}: {what}: expected {len(view)} bytes at offset {offset}, found {done}: truncated"
+                )
+            done += count
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def as_bytes(tensor: torch.Tensor) -> Any:
+    """The memory of a contiguous tensor as a writable buffer of bytes (any dtype, numpy knows no bfloat16)."""
+    import torch
+
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+
+
+def fill_by_rows(
+    out: torch.Tensor, n_rows: int, row_bytes: int, read: Callable[[int, int], torch.Tensor], *, multiple: int = 1
+) -> None:
+    """Copy ``read(first, last)`` into the rows of ``out``, about a MiB at a time, converting to the dtype of ``out``.
+
+    ``out`` is contiguous and holds ``n_rows`` rows (its leading dimensions flattened). Every chunk but the last has a
+    multiple of ``multiple`` rows.
+    """
+    rows = out.detach().view(n_rows, -1)
+    step = max(multiple, CHUNK_BYTES // max(row_bytes, 1) // multiple * multiple)
+    for first in range(0, n_rows, step):
+        last = min(first + step, n_rows)
+        rows[first:last] = read(first, last).view(last - first, -1)
+
+
+def check_destination(out: torch.Tensor, shape: tuple[int, ...], path: Path, name: str) -> None:
+    """``out`` must be contiguous, on the CPU and of ``shape``."""
+    if tuple(out.shape) != shape:
+        raise CheckpointError(f"{path}: tensor {name!r}: expected shape {list(out.shape)}, found {list(shape)}")
+    if out.device.type != "cpu" or not out.is_contiguous():
+        raise ValueError(
+            f"tensor {name!r} is read into contiguous CPU memory; got {out.device}, strides {out.stride()}"
+        )
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds one object; anything else raises ``CheckpointError``."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """As ``read_json_object``; a file that does not exist reads as an empty object."""
+    return read_json_object(path) if path.exists() else {}

@@ -1,0 +1,137 @@
+"""A GGUF file as a ``Checkpoint``: Hugging Face names, dequantised tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from headrace.core.errors import CheckpointError
+
+from .files import DataFile, as_bytes, check_destination, fill_by_rows
+from .gguf_config import hf_config, hf_generation_config
+from .gguf_dequant import SUPPORTED, dequantise, dequantised_dtype, is_supported
+from .gguf_names import Placement, is_weight, place
+from .gguf_reader import TensorInfo, read_header
+
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    info: TensorInfo
+    placement: Placement
+
+
+class GgufCheckpoint:
+    """A ``Checkpoint`` over one GGUF file of architecture llama, qwen3 or gemma3."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        header = read_header(path)
+        self._metadata = header.metadata
+        self._file = DataFile(path)
+        try:
+            factors = header.tensors.get(_ROPE_FACTORS)
+            self._config = hf_config(header, None if factors is None else lambda: self._vector(factors))
+            arch = header.metadata["general.architecture"]
+            self._entries = _entries(path, arch, list(header.tensors.values()), self._config)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's metadata as it is; the tokenizer is in here."""
+        return self._metadata
+
+    def config(self) -> dict[str, Any]:
+        return copy.deepcopy(self._config)
+
+    def generation_config(self) -> dict[str, Any]:
+        return hf_generation_config(self._metadata)
+
+    def names(self) -> Sequence[str]:
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entry(name).info.shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return dequantised_dtype(self._entry(name).info.type)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        out = torch.empty(self.shape(name), dtype=self.dtype(name))
+        self.read_into(name, out)
+        return out
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        entry = self._entry(name)
+        info, placement = entry.info, entry.placement
+        check_destination(out, info.shape, self.path, name)
+        n_rows = info.shape[0]
+        row_bytes = info.nbytes // n_rows
+
+        def read(first: int, last: int) -> torch.Tensor:
+            raw = self._raw(info, first * row_bytes, last * row_bytes)
+            return placement.undo(dequantise(raw, info.type).view(last - first, *info.shape[1:]))
+
+        # A vector has no rows to cut into: blocks may span what would be its rows.
+        if len(info.shape) == 1:
+            out.detach().copy_(placement.undo(dequantise(self._raw(info, 0, info.nbytes), info.type)))
+        else:
+            fill_by_rows(out, n_rows, row_bytes, read, multiple=placement.rows)
+
+    def file_of(self, name: str) -> Path:
+        self._entry(name)
+        return self.path
+
+    def nbytes(self) -> int:
+        return sum(entry.info.nbytes for entry in self._entries.values())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _entry(self, name: str) -> _Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path}: tensor {name!r} is missing") from None
+
+    def _raw(self, info: TensorInfo, first: int, last: int) -> torch.Tensor:
+        raw = torch.empty(last - first, dtype=torch.uint8)
+        self._file.read_into(as_bytes(raw), info.offset + first, f"tensor {info.name!r}")
+        return raw
+
+    def _vector(self, info: TensorInfo) -> np.ndarray:
+        _check_type(self.path, info)
+        return dequantise(self._raw(info, 0, info.nbytes), info.type).float().numpy()
+
+
+def _entries(path: Path, arch: str, infos: list[TensorInfo], config: dict[str, Any]) -> dict[str, _Entry]:
+    entries = {}
+    for info in infos:
+        if not is_weight(info.name):
+            continue
+        _check_type(path, info)
+        placement = place(path, arch, info.name, config)
+        if info.shape[0] % placement.rows:
+            raise CheckpointError(
+                f"{path}: tensor {info.name!r}: expected a multiple of {placement.rows} rows (the head width), "
+                f"found shape {list(info.shape)}"
+            )
+        entries[placement.name] = _Entry(info, placement)
+    return entries
+
+
+def _check_type(path: Path, info: TensorInfo) -> None:
+    if not is_supported(info.type):
+        raise CheckpointError(
+            f"{path}: tensor {info.name!r} is stored as {info.type.name}; supported: {', '.join(SUPPORTED)}. "
+            "Convert the file to one of these, or use the original safetensors."
+        )
