@@ -144,7 +144,7 @@ class RequestOutput:
     """A request under way, and its outputs so far.
 
     Wait for the whole (``result()``, ``await output``), or follow it (``for``, ``async for``): with ``streaming`` each
-    turn of the loop yields this object after a step, with ``outputs[i].text_diff`` and ``token_ids_diff`` holding what is new.
+    turn of the loop yields this object after a step, ``outputs[i].text_diff`` and ``token_ids_diff`` being what is new.
     """
 
     def __init__(

@@ -40,6 +40,10 @@ class SlotTable:
         self.inits: list[SlotInit | None] = [None] * n_slots
         self.block_tables = tuple(np.zeros((n_slots, max_blocks), np.int32) for _ in range(n_groups))
 
+    @property
+    def nbytes(self) -> int:
+        return self.history.nbytes + sum(table.nbytes for table in self.block_tables)
+
     def bind(self, init: SlotInit) -> None:
         """Gives the slot to a sequence; whatever was there is forgotten."""
         slot, n_tokens = init.slot, len(init.tokens)
@@ -58,6 +62,10 @@ class SlotTable:
         if init is None:
             raise EngineError(f"slot {slot} is used before a sequence was bound to it")
         return init
+
+    def known_history(self, slot: int) -> np.ndarray:
+        """The decided tokens of a slot: int32, a view."""
+        return self.history[slot, : self.known[slot]]
 
     def update_blocks(self, updates: Sequence[BlockUpdate]) -> None:
         for update in updates:

@@ -60,6 +60,8 @@ class SampleOutcome:
     """int64 [R]; ``NO_TOKEN`` in rows that failed."""
     errors: dict[int, str] = field(default_factory=dict)
     """Row to what was wrong with it. Rows do not fail together: each is the matter of one request."""
+    n_changed: int = 0
+    """Rows whose logits a bias, a penalty or a ban changed before the draw."""
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     """Row to its logprobs, for the rows whose request asked for them and that did not fail."""
 

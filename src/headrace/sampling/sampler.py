@@ -52,6 +52,7 @@ class TorchSampler:
         if len(changed) < len(rows):
             everything = np.arange(len(rows))
             self._choose(rows, everything, ~needs_change, logits, outcome)
+        outcome.n_changed = len(changed)
         if len(changed):
             copy = logits[torch.from_numpy(changed).to(logits.device)]
             change_logits(self.state, rows, changed, copy)

@@ -1,0 +1,147 @@
+"""The worker's build step: the only place on the worker's side that reads configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from headrace.cache.arena import ArenaLayout, arena_for_tokens, plan_arena
+from headrace.cache.groups import CacheGroup, group_layers
+from headrace.core.config import LlmArgs
+from headrace.core.errors import ConfigError
+from headrace.core.phases import Phases
+from headrace.core.plan import BLOCK_TOKENS
+from headrace.executor.base import Capacity
+from headrace.layers.base import BuildContext
+from headrace.models.base import Model
+from headrace.models.registry import build_model
+from headrace.ops.table import select_ops
+from headrace.sampling import TorchSampler
+from headrace.weights.checkpoint import Checkpoint
+from headrace.weights.dummy import DummyCheckpoint
+
+from .memory import MemoryPlan, available_bytes, kv_budget
+from .slots import SlotTable
+from .step import StepRunner
+from .worker import Worker
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DUMMY_SEED = 0
+
+
+def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint | None, phases: Phases) -> Worker:
+    """Builds the model, plans memory, reads the weights and lays out the cache.
+
+    Args:
+        config: the model's configuration in the Hugging Face dialect.
+        checkpoint: None for random weights (``load_format="dummy"``). Closed when its weights are read.
+
+    Raises:
+        ConfigError, ModelError, CheckpointError: before memory is taken, where that is possible.
+    """
+    threads = args.num_threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    with phases.time("build model"):
+        device = torch.device("cpu")
+        ops = select_ops(device)
+        dtype = _dtype(args.dtype, config)
+        kv_dtype = dtype if args.kv_cache_config.dtype == "auto" else _DTYPES[args.kv_cache_config.dtype]
+        ctx = BuildContext(ops, dtype, device, max_seq_len=args.max_seq_len, kv_dtype=kv_dtype)
+        model = build_model(config, ctx)
+        max_seq_len = _max_seq_len(args, model)
+        groups = group_layers(model.cache_specs())
+    with phases.time("plan memory"):
+        max_drafts = 0 if args.speculative_config is None else args.speculative_config.max_draft_len
+        slots = SlotTable(args.max_batch_size, max_seq_len, max_drafts, len(groups), BLOCK_TOKENS)
+        layout, memory = _plan_memory(args, model, groups, max_seq_len, slots.nbytes)
+    with phases.time("load weights"):
+        _load(model, checkpoint or _dummy(config, model, dtype))
+    with phases.time("lay out cache"):
+        views = arena_views(layout, groups, kv_dtype)
+        model.bind_cache([group.layers for group in groups], views)
+        sampler = TorchSampler(args.max_batch_size, model.vocab_size)
+    capacity = Capacity(
+        n_slots=args.max_batch_size, max_seq_len=max_seq_len, vocab_size=model.vocab_size, groups=groups, arena=layout
+    )
+    effective = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "kv_cache_dtype": str(kv_dtype).removeprefix("torch."),
+        "max_seq_len": max_seq_len,
+        "num_threads": threads,
+        "kv_cache_tokens": memory.kv_tokens,
+        "operators": dict(ops.chosen),
+        "sampler_type": "TorchSampler",
+    }
+    return Worker(StepRunner(model, sampler, ops.attention, groups, views, slots), capacity, memory, effective)
+
+
+def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], dtype: torch.dtype) -> list[torch.Tensor]:
+    """The arena, once per group: [n_blocks, n_layers, 2, n_kv_heads, 32, head_dim]. Pages are taken when written."""
+    arena = torch.empty(layout.nbytes, dtype=torch.uint8).view(dtype)
+    views = []
+    for group, cut in zip(groups, layout.groups, strict=True):
+        shape = (len(group.layers), 2, group.spec.n_kv_heads, BLOCK_TOKENS, group.spec.head_dim)
+        dense = torch.empty(shape, device="meta").stride()
+        stride = cut.stride_bytes // dtype.itemsize
+        views.append(arena.as_strided((layout.n_blocks(group.index), *shape), (stride, *dense)))
+    return views
+
+
+def _dtype(wanted: str, config: dict[str, Any]) -> torch.dtype:
+    """``auto`` is what the configuration names; a file that names none was made from 16-bit weights."""
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    named = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    if named not in _DTYPES:
+        raise ConfigError(f"the checkpoint's dtype is {named!r}; set dtype to one of {', '.join(_DTYPES)}")
+    return _DTYPES[named]
+
+
+def _max_seq_len(args: LlmArgs, model: Model) -> int:
+    if args.max_seq_len is None:
+        return model.max_positions
+    if args.max_seq_len > model.max_positions:
+        raise ConfigError(
+            f"max_seq_len={args.max_seq_len} is beyond the {model.max_positions} positions the model was made for;"
+            f" set max_seq_len to at most {model.max_positions}"
+        )
+    return args.max_seq_len
+
+
+def _plan_memory(
+    args: LlmArgs, model: Model, groups: Sequence[CacheGroup], max_seq_len: int, slot_bytes: int
+) -> tuple[ArenaLayout, MemoryPlan]:
+    available = available_bytes()
+    wanted = arena_for_tokens(groups, args.kv_cache_config.max_tokens or args.max_batch_size * max_seq_len)
+    budget = kv_budget(wanted.nbytes, model.n_bytes, available)
+    if args.kv_cache_config.max_tokens is None:
+        layout = plan_arena(groups, budget)
+    elif wanted.nbytes + model.n_bytes > available:
+        raise ConfigError(
+            f"KvCacheConfig.max_tokens={args.kv_cache_config.max_tokens} takes {wanted.nbytes:,} bytes beside"
+            f" {model.n_bytes:,} of weights, and {available:,} are available; lower it"
+        )
+    else:
+        layout = wanted
+    per_token = sum(group.block_bytes for group in groups) / BLOCK_TOKENS
+    kv_tokens = int((layout.n_sectors - 1) * layout.sector_bytes / per_token)
+    return layout, MemoryPlan(model.n_bytes, layout.nbytes, slot_bytes, available, kv_tokens)
+
+
+def _dummy(config: dict[str, Any], model: Model, dtype: torch.dtype) -> Checkpoint:
+    return DummyCheckpoint(
+        config, model.tensor_shapes(), seed=_DUMMY_SEED, dtype=dtype, zero_centred=model.zero_centred()
+    )
+
+
+def _load(model: Model, checkpoint: Checkpoint) -> None:
+    """Reads all weights, with a bar when somebody is looking and it takes a while."""
+    with tqdm(
+        total=model.n_bytes, desc="weights", unit="B", unit_scale=True, disable=None, delay=0.5, leave=False
+    ) as bar:
+        model.load(checkpoint, lambda done, total: bar.update(done - bar.n))
+    checkpoint.close()

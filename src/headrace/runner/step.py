@@ -1,0 +1,187 @@
+"""One step: obey a plan, run the model over its rows, sample, verify, and write the slots' new truth."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from headrace.cache.groups import CacheGroup
+from headrace.core.errors import RequestError
+from headrace.core.plan import Rows, SeqResult, SlotInit, StepPlan, StepResult, TokenLogprobs
+from headrace.models.base import Model
+from headrace.ops.attention import AttentionBackend
+from headrace.sampling import EndRules, SampleOutcome, Sampler, SampleRows, verify
+
+from .gather import ResolvedWork, gather, resolve
+from .slots import SlotTable
+
+_SLICE_ELEMENTS = 1 << 23
+"""Logits of prompt rows are made in slices of about this many, so that a long prompt needs no huge matrix."""
+
+
+class StepRunner:
+    """Holds what every step needs; a step's own things live in ``execute``.
+
+    ``views[g]`` is the arena as group g sees it: [n_blocks, n_layers_of_group, ...].
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sampler: Sampler,
+        attention: AttentionBackend,
+        groups: Sequence[CacheGroup],
+        views: Sequence[torch.Tensor],
+        slots: SlotTable,
+    ) -> None:
+        self.model = model
+        self.sampler = sampler
+        self.attention = attention
+        self.groups = groups
+        self.views = views
+        self.slots = slots
+        self._bind_errors: dict[int, str] = {}
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Runs the plan; results come in the order of its works. Call it under ``torch.inference_mode()``."""
+        started = time.perf_counter()
+        counters: Counter[str] = Counter()
+        for init in plan.inits:
+            self._bind(init)
+        self.slots.update_blocks(plan.block_updates)
+        for copy in plan.copies:
+            self.views[copy.group][copy.dst].copy_(self.views[copy.group][copy.src])
+        resolved = resolve(plan.works, self.slots)
+        results = [self._idle(work.slot, work.seq_id) for work in plan.works]
+        if resolved:
+            hidden = self._forward(resolved)
+            prompt = self._prompt_logprobs(resolved, hidden, counters)
+            sampled = self._sample(resolved, hidden, counters)
+            for item in resolved:
+                results[item.index] = self._settle(item, prompt.get(item.index, ()), sampled)
+            counters["batched_steps"] += len(resolved) > 1
+        return StepResult(plan.step, tuple(results), time.perf_counter() - started, dict(counters))
+
+    def _bind(self, init: SlotInit) -> None:
+        self.slots.bind(init)
+        self._bind_errors.pop(init.slot, None)
+        try:
+            self.sampler.bind(init)
+        except RequestError as error:
+            self.slots.stopped[init.slot] = True
+            self._bind_errors[init.slot] = str(error)
+
+    def _idle(self, slot: int, seq_id: int) -> SeqResult:
+        """For a slot that had stopped before this step, or whose options could not be bound."""
+        return SeqResult(slot, seq_id, int(self.slots.computed[slot]), error=self._bind_errors.get(slot))
+
+    def _forward(self, resolved: Sequence[ResolvedWork]) -> torch.Tensor:
+        batch = gather(resolved, self.slots, self.views[0].device)
+        for index, (group, part) in enumerate(zip(self.groups, batch.groups, strict=True)):
+            part.metadata = self.attention.plan(batch, index, group.spec)
+        return self.model.forward(batch)
+
+    def _prompt_logprobs(
+        self, resolved: Sequence[ResolvedWork], hidden: torch.Tensor, counters: Counter[str]
+    ) -> dict[int, tuple[TokenLogprobs, ...] | RequestError]:
+        """By position in the plan: entries for the rows that are followed by a prompt token, or what went wrong."""
+        entries: dict[int, tuple[TokenLogprobs, ...] | RequestError] = {}
+        size = max(1, _SLICE_ELEMENTS // self.model.vocab_size)
+        for item in resolved:
+            if item.work.outputs is not Rows.ALL:
+                continue
+            slot = item.work.slot
+            last = min(item.start + item.work.n_tokens, int(self.slots.n_prompt[slot]) - 1)
+            following = self.slots.history[slot, item.start + 1 : last + 1].astype(np.int64)
+            n_top = self.slots.init_of(slot).sampling.prompt_logprobs or 0
+            found: list[TokenLogprobs] = []
+            try:
+                for first in range(0, len(following), size):
+                    tokens = following[first : first + size]
+                    rows = hidden[item.first_row + first : item.first_row + first + len(tokens)]
+                    found += self.sampler.prompt_logprobs(self.model.logits(rows), tokens, n_top)
+                entries[item.index] = tuple(found)
+            except RequestError as error:
+                entries[item.index] = error
+            counters["prompt_logprob_rows"] += len(found)
+        return entries
+
+    def _samples(self, item: ResolvedWork) -> bool:
+        outputs = item.work.outputs
+        if outputs is Rows.ALL:
+            return item.start + item.work.n_tokens == self.slots.known[item.work.slot]
+        return outputs is not Rows.NONE
+
+    def _sample(
+        self, resolved: Sequence[ResolvedWork], hidden: torch.Tensor, counters: Counter[str]
+    ) -> tuple[SampleOutcome, dict[int, int]]:
+        """The outcome over all sampled rows, and by position in the plan the first row there."""
+        items = [item for item in resolved if self._samples(item)]
+        counts = np.array([1 + len(item.work.draft_tokens) for item in items], np.int64)
+        first_rows = np.cumsum(counts) - counts
+        if not items:
+            return SampleOutcome(np.zeros(0, np.int64)), {}
+        within = np.arange(counts.sum()) - np.repeat(first_rows, counts)
+        slots = np.array([item.work.slot for item in items], np.int64)
+        rows = SampleRows(
+            slots=np.repeat(slots, counts),
+            positions=np.repeat(self.slots.known[slots], counts) + within,
+            first_rows=first_rows,
+            drafts=[item.work.draft_tokens for item in items],
+            history=self.slots.known_history,
+        )
+        hidden_rows = np.repeat([item.last_known_row for item in items], counts) + within
+        logits = self.model.logits(hidden[torch.from_numpy(hidden_rows)])
+        outcome = self.sampler.sample(rows, logits)
+        counters["logprob_rows"] += len(outcome.logprobs)
+        counters["processed_rows"] += outcome.n_changed
+        return outcome, {item.index: int(first) for item, first in zip(items, first_rows, strict=True)}
+
+    def _settle(
+        self,
+        item: ResolvedWork,
+        prompt: tuple[TokenLogprobs, ...] | RequestError,
+        sampled: tuple[SampleOutcome, dict[int, int]],
+    ) -> SeqResult:
+        """Verifies the drafts of one sequence, writes its slot, and says what happened."""
+        work, slot = item.work, item.work.slot
+        computed = item.start + work.n_tokens
+        outcome, first_rows = sampled
+        if isinstance(prompt, RequestError):
+            return self._fail(slot, work.seq_id, computed, str(prompt))
+        first = first_rows.get(item.index)
+        if first is None:
+            self.slots.computed[slot] = computed
+            return SeqResult(slot, work.seq_id, computed, prompt_logprobs=prompt)
+        init = self.slots.init_of(slot)
+        drafts = work.draft_tokens
+        tokens = outcome.tokens[first : first + len(drafts) + 1].tolist()
+        rules = EndRules(init.stop_ids, init.eos_ids, init.max_length)
+        verified = verify(tokens, drafts, int(self.slots.known[slot]), rules)
+        if verified.failed_row is not None:
+            return self._fail(slot, work.seq_id, computed, outcome.errors[first + verified.failed_row])
+        self.slots.append(slot, verified.tokens)
+        self.slots.computed[slot] = computed + verified.n_accepted
+        self.slots.stopped[slot] = verified.finish is not None
+        rows = range(first, first + len(verified.tokens))
+        return SeqResult(
+            slot,
+            work.seq_id,
+            computed + verified.n_accepted,
+            tokens=verified.tokens,
+            n_drafts=len(drafts),
+            n_accepted=verified.n_accepted,
+            logprobs=tuple(outcome.logprobs[row] for row in rows if row in outcome.logprobs),
+            prompt_logprobs=prompt,
+            finish=verified.finish,
+            stop_reason=verified.stop_reason,
+        )
+
+    def _fail(self, slot: int, seq_id: int, computed: int, message: str) -> SeqResult:
+        self.slots.stopped[slot] = True
+        self.slots.computed[slot] = computed
+        return SeqResult(slot, seq_id, computed, error=message)
