@@ -1,0 +1,118 @@
+"""Tiny random checkpoints of every variant, written by transformers in the layout of the hub.
+
+A default initialisation hides errors: norm weights of one, biases of zero, attention that is all but uniform. So every
+parameter is drawn anew, and query and key weights are large enough that a wrong mask moves the output.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+_BASE = {
+    "vocab_size": 317,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "attn_implementation": "eager",
+}
+
+
+def _rope(kind: str, **parameters: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **parameters}}
+
+
+_LLAMA3 = _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+_YARN = _rope("yarn", factor=4.0, original_max_position_embeddings=64)
+_GEMMA = {
+    "num_hidden_layers": 4,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "tie_word_embeddings": True,
+}
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama-linear": ("Llama", _rope("linear", factor=4.0)),
+    "llama-dynamic": ("Llama", _rope("dynamic", factor=2.0)),
+    "llama-llama3": ("Llama", _LLAMA3),
+    "llama-yarn": ("Llama", _YARN),
+    "llama-yarn-mscale": (
+        "Llama",
+        _rope("yarn", factor=8.0, original_max_position_embeddings=32, mscale=0.7, mscale_all_dim=1.0, truncate=False),
+    ),
+    "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama-odd-mha": (
+        "Llama",
+        {"hidden_size": 60, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 20, "intermediate_size": 77},
+    ),
+    "llama-odd-mqa": (
+        "Llama",
+        {"hidden_size": 60, "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 12, "vocab_size": 331},
+    ),
+    "llama-wide-heads": ("Llama", {"head_dim": 40, "num_hidden_layers": 1, **_LLAMA3}),
+    "llama-derived-head-dim": ("Llama", {"head_dim": None, "num_key_value_heads": None}),
+    "qwen3": ("Qwen3", {}),
+    "qwen3-tied-biases": ("Qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
+    "qwen3-sliding": ("Qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "qwen3-yarn-odd": ("Qwen3", {**_YARN, "head_dim": 20, "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 60}),
+    "gemma3": ("Gemma3", _GEMMA),
+    "gemma3-cap": ("Gemma3", {**_GEMMA, "final_logit_softcapping": 30.0}),
+    "gemma3-untied-window-40": ("Gemma3", {**_GEMMA, "tie_word_embeddings": False, "sliding_window": 40}),
+    "gemma3-odd": ("Gemma3", {**_GEMMA, "head_dim": 12, "hidden_size": 60, "num_key_value_heads": 1, "attention_bias": True}),
+}
+"""Name -> (class prefix, what differs from the common base)."""
+
+_CLASSES = {
+    "Llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "Qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    "Gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+}
+
+
+def make(variant: str, **changes: Any) -> transformers.PreTrainedModel:
+    """The reference model of a variant, fp32 and eager; its weights are a function of the name."""
+    family, overrides = VARIANTS[variant]
+    config_class, model_class = _CLASSES[family]
+    model = model_class(config_class(**{**_BASE, **overrides, **changes})).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(zlib.crc32(variant.encode()))
+    for name, parameter in model.named_parameters():
+        _randomise(name, parameter, generator, zero_centred=family == "Gemma3")
+    return model
+
+
+def _randomise(name: str, parameter: torch.Tensor, generator: torch.Generator, *, zero_centred: bool) -> None:
+    noise = torch.randn(parameter.shape, generator=generator)
+    if name.endswith("norm.weight"):
+        parameter.copy_(0.1 * noise + (0.0 if zero_centred else 1.0))
+    elif parameter.dim() == 1:
+        parameter.copy_(0.1 * noise)
+    elif "embed_tokens" in name:
+        parameter.copy_(noise * 0.3)
+    else:
+        sharper = 4.0 if "q_proj" in name or "k_proj" in name else 1.0
+        parameter.copy_(noise * parameter.shape[1] ** -0.5 * sharper)
+
+
+def save(model: transformers.PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
