@@ -64,7 +64,9 @@ class ModelRun:
     before a window point at a block of NaN.
     """
 
-    def __init__(self, folder: Path, *, chunk: int | None = None, together: bool = True, max_seq_len: int | None = None):
+    def __init__(
+        self, folder: Path, *, chunk: int | None = None, together: bool = True, max_seq_len: int | None = None
+    ):
         self.ops: Ops = select_ops("cpu")
         self.model = load(folder, BuildContext(ops=self.ops, max_seq_len=max_seq_len))
         self.groups = group_layers(self.model.cache_specs())

@@ -63,7 +63,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
     "llama-odd-mha": (
         "Llama",
-        {"hidden_size": 60, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 20, "intermediate_size": 77},
+        {
+            "hidden_size": 60,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "head_dim": 20,
+            "intermediate_size": 77,
+        },
     ),
     "llama-odd-mqa": (
         "Llama",
@@ -74,11 +80,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {}),
     "qwen3-tied-biases": ("Qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
     "qwen3-sliding": ("Qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
-    "qwen3-yarn-odd": ("Qwen3", {**_YARN, "head_dim": 20, "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 60}),
+    "qwen3-yarn-odd": (
+        "Qwen3",
+        {**_YARN, "head_dim": 20, "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 60},
+    ),
     "gemma3": ("Gemma3", _GEMMA),
     "gemma3-cap": ("Gemma3", {**_GEMMA, "final_logit_softcapping": 30.0}),
     "gemma3-untied-window-40": ("Gemma3", {**_GEMMA, "tie_word_embeddings": False, "sliding_window": 40}),
-    "gemma3-odd": ("Gemma3", {**_GEMMA, "head_dim": 12, "hidden_size": 60, "num_key_value_heads": 1, "attention_bias": True}),
+    "gemma3-odd": (
+        "Gemma3",
+        {**_GEMMA, "head_dim": 12, "hidden_size": 60, "num_key_value_heads": 1, "attention_bias": True},
+    ),
 }
 """Name -> (class prefix, what differs from the common base)."""
 
