@@ -1,4 +1,4 @@
-"""Runs a model on batches that are gathered by hand, over a paged cache that is full of NaN where nothing is written."""
+"""Runs a model on batches gathered by hand, over a paged cache that is full of NaN where nothing is written."""
 
 from __future__ import annotations
 

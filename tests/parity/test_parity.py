@@ -1,4 +1,4 @@
-"""Every variant of every architecture against transformers in fp32, eager attention: prompt logprobs and greedy tokens."""
+"""Every variant against transformers in fp32, eager attention: prompt logprobs and greedy tokens."""
 
 from __future__ import annotations
 

@@ -1,0 +1,155 @@
+"""Layers: how parameters are filled, and what each computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from headrace.cache.specs import FullKV, SlidingKV
+from headrace.core.errors import EngineError, ModelError
+from headrace.layers.attention import AttentionShape, PagedAttention, SelfAttention
+from headrace.layers.base import BuildContext, Layer
+from headrace.layers.block import PreNormBlock, SandwichBlock
+from headrace.layers.embedding import Embedding, LMHead
+from headrace.layers.linear import Linear
+from headrace.layers.mlp import GatedMLP
+from headrace.layers.norm import HeadNorm, NoHeadNorm, RMSNorm
+from headrace.ops.table import select_ops
+from headrace.weights.dummy import DummyCheckpoint
+
+CTX = BuildContext(ops=select_ops("cpu"))
+
+
+def fill(layer: Layer) -> Mapping[str, torch.Tensor]:
+    """Fills a layer with random weights; gives them by checkpoint name."""
+    shapes = {source.name: source.shape for p in layer.parameters() for source in p.sources}
+    checkpoint = DummyCheckpoint({}, shapes, seed=5, dtype=torch.float32)
+    for parameter in layer.parameters():
+        parameter.allocate()
+        parameter.data.fill_(torch.nan)  # so that a row that no source fills is seen
+        for source in parameter.sources:
+            parameter.fill(source, checkpoint)
+        assert not parameter.data.isnan().any()
+    return {name: checkpoint.tensor(name) for name in shapes}
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_fused_linear_is_its_parts_side_by_side(bias):
+    layer = Linear(CTX, ("a.q", "a.k", "a.v"), 6, (8, 3, 5), bias=bias)
+    w = fill(layer)
+    assert set(w) == {f"a.{x}.{kind}" for x in "qkv" for kind in (("weight", "bias") if bias else ("weight",))}
+    x = noise(4, 6)
+    parts = [x @ w[f"a.{n}.weight"].T + (w[f"a.{n}.bias"] if bias else 0) for n in "qkv"]
+    torch.testing.assert_close(layer(x), torch.cat(parts, 1))
+
+
+def test_parameters_take_no_memory_before_they_are_loaded():
+    layer = Linear(CTX, ("huge",), 1 << 20, (1 << 20,))
+    (parameter,) = layer.parameters()
+    assert parameter.data.is_meta
+    assert parameter.nbytes == 1 << 42
+
+
+def test_a_tied_head_shares_the_table_and_caps_in_fp32():
+    ctx = BuildContext(ops=CTX.ops, dtype=torch.bfloat16)
+    embedding = Embedding(ctx, "embed", 11, 6)
+    head = LMHead(ctx, "lm_head", 11, 6, tied=embedding, cap=2.0)
+    assert list(head.parameters()) == list(embedding.parameters())
+    w = fill(embedding)["embed.weight"].bfloat16()
+    logits = head(embedding(torch.tensor([3, 4])) * 9)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, 2 * torch.tanh(((w[3:5] * 9) @ w.T).float() / 2))
+
+
+def test_head_norm_gives_queries_and_keys_their_own_weight():
+    layer = HeadNorm(CTX, "attn", 3, 2, 8, 1e-6)
+    w = fill(layer)
+    x = noise(4, 5, 8)
+    want = x / x.pow(2).mean(-1, keepdim=True).add(1e-6).sqrt()
+    got = layer(x)
+    torch.testing.assert_close(got[:, :3], want[:, :3] * w["attn.q_norm.weight"])
+    torch.testing.assert_close(got[:, 3:], want[:, 3:] * w["attn.k_norm.weight"])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
+def test_gated_mlp(activation):
+    layer = GatedMLP(CTX, "mlp", 6, 7, activation, bias=True)
+    w = fill(layer)
+    x = noise(3, 6)
+    gate, up = (x @ w[f"mlp.{n}.weight"].T + w[f"mlp.{n}.bias"] for n in ("gate_proj", "up_proj"))
+    act = torch.nn.functional.silu(gate) if activation == "silu" else torch.nn.functional.gelu(gate, approximate="tanh")
+    torch.testing.assert_close(layer(x), (act * up) @ w["mlp.down_proj.weight"].T + w["mlp.down_proj.bias"])
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(ModelError, match=r"'mish' is not known; there are silu, gelu_pytorch_tanh"):
+        GatedMLP(CTX, "mlp", 6, 7, "mish")
+
+
+class Twice(Layer):
+    """Stands for attention or MLP in a block."""
+
+    def __call__(self, x: torch.Tensor, *_: object) -> torch.Tensor:
+        return 2 * x
+
+
+def test_where_the_norms_of_a_block_stand():
+    x = noise(3, 6)
+    pre = PreNormBlock(CTX, "l", 6, 1e-6, Twice(), Twice())
+    w = fill(pre)
+    assert set(w) == {"l.input_layernorm.weight", "l.post_attention_layernorm.weight"}
+    h = x + 2 * pre.attention_norm(x)
+    torch.testing.assert_close(pre(x, None, None), h + 2 * pre.mlp_norm(h))
+
+    sandwich = SandwichBlock(CTX, "l", 6, 1e-6, Twice(), Twice())
+    fill(sandwich)
+    h = x + sandwich.after_attention(2 * sandwich.before_attention(x))
+    torch.testing.assert_close(sandwich(x, None, None), h + sandwich.after_mlp(2 * sandwich.before_mlp(h)))
+    assert all(p.zero_centred for p in sandwich.parameters())
+
+
+def test_attention_declares_its_cache():
+    assert PagedAttention(CTX, 2, 12, scale=1.0).cache_spec == FullKV(2, 12, 4)
+    half = BuildContext(ops=CTX.ops, dtype=torch.bfloat16)
+    assert PagedAttention(half, 2, 12, scale=1.0, window=9).cache_spec == SlidingKV(2, 12, 2, 9)
+    wide = BuildContext(ops=CTX.ops, dtype=torch.bfloat16, kv_dtype=torch.float32)
+    assert PagedAttention(wide, 2, 12, scale=1.0).cache_spec == FullKV(2, 12, 4)
+
+
+def test_a_cache_that_does_not_fit_is_refused():
+    attention = PagedAttention(CTX, 2, 12, scale=1.0)
+    for wrong in (torch.zeros(3, 2, 1, 32, 12), torch.zeros(3, 2, 2, 32, 13), torch.zeros(3, 2, 2, 32, 12).bfloat16()):
+        with pytest.raises(EngineError, match="does not fit"):
+            attention.bind_cache(0, wrong)
+
+
+def test_self_attention_names_the_checkpoint_tensors():
+    layer = SelfAttention(
+        CTX, "l.self_attn", AttentionShape(6, 4, 2, 5), NoHeadNorm(), scale=1.0, bias=True, out_bias=False
+    )
+    shapes = {source.name: source.shape for p in layer.parameters() for source in p.sources}
+    assert shapes == {
+        "l.self_attn.q_proj.weight": (20, 6),
+        "l.self_attn.k_proj.weight": (10, 6),
+        "l.self_attn.v_proj.weight": (10, 6),
+        "l.self_attn.q_proj.bias": (20,),
+        "l.self_attn.k_proj.bias": (10,),
+        "l.self_attn.v_proj.bias": (10,),
+        "l.self_attn.o_proj.weight": (6, 20),
+    }
+
+
+def test_rms_norm_layer_kinds():
+    plain, plus = RMSNorm(CTX, "n", 6, 1e-6), RMSNorm(CTX, "n", 6, 1e-6, plus_one=True)
+    fill(plain)
+    fill(plus)
+    x = noise(2, 6)
+    plus.weight.data.copy_(plain.weight.data - 1)
+    torch.testing.assert_close(plain(x), plus(x))
+    assert (plain.weight.zero_centred, plus.weight.zero_centred) == (False, True)

@@ -1,0 +1,149 @@
+"""Loading a model: everything is checked before anything is taken, and errors name file, tensor and shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from headrace.core.errors import CheckpointError, EngineError
+from headrace.layers.base import BuildContext
+from headrace.models.base import Model
+from headrace.models.registry import ARCHITECTURES, build_model
+from headrace.ops.batch import Batch, GroupBatch
+from headrace.ops.table import select_ops
+from headrace.weights.checkpoint import open_checkpoint
+from headrace.weights.dummy import DummyCheckpoint, write_safetensors
+
+BASE = {
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "max_position_embeddings": 64,
+}
+
+
+def build(architecture: str = "LlamaForCausalLM", dtype: torch.dtype = torch.float32, **changes: Any) -> Model:
+    config = {"architectures": [architecture], **BASE, **changes}
+    return build_model(config, BuildContext(ops=select_ops("cpu"), dtype=dtype))
+
+
+def weights(model: Model) -> dict[str, torch.Tensor]:
+    dummy = DummyCheckpoint({}, model.tensor_shapes(), seed=1, dtype=torch.float32, zero_centred=model.zero_centred())
+    return {name: dummy.tensor(name) for name in dummy.names()}
+
+
+def load(model: Model, tensors: dict[str, torch.Tensor], folder: Path, **options: Any) -> Model:
+    model.load(open_checkpoint(write_safetensors(folder, {}, tensors)), **options)
+    return model
+
+
+def test_parameters_hold_what_the_checkpoint_says(tmp_path):
+    model = build()
+    tensors = weights(model)
+    load(model, tensors, tmp_path)
+    first = model.layers[0]
+    q, k, v = (tensors[f"model.layers.0.self_attn.{x}_proj.weight"] for x in "qkv")
+    assert torch.equal(first.attention.qkv.weight.data, torch.cat((q, k, v)))
+    gate, up = (tensors[f"model.layers.0.mlp.{x}_proj.weight"] for x in ("gate", "up"))
+    assert torch.equal(first.mlp.gate_up.weight.data, torch.cat((gate, up)))
+    assert torch.equal(model.head.weight.data, tensors["lm_head.weight"])
+
+
+def test_names_and_size_are_those_of_the_checkpoint():
+    model = build(tie_word_embeddings=True, attention_bias=True)
+    shapes = model.tensor_shapes()
+    assert "lm_head.weight" not in shapes
+    assert shapes["model.layers.1.self_attn.k_proj.bias"] == (12,)
+    assert model.n_params == sum(torch.Size(shape).numel() for shape in shapes.values())
+    assert model.n_bytes == 4 * model.n_params
+
+
+def test_progress_counts_every_byte(tmp_path):
+    model = build("Qwen3ForCausalLM", torch.bfloat16)
+    calls: list[tuple[int, int]] = []
+    load(model, weights(model), tmp_path, progress=lambda done, total: calls.append((done, total)))
+    assert len(calls) == len(model.tensor_shapes())
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert calls[-1] == (model.n_bytes, model.n_bytes)
+
+
+def broken(kind: str, tensors: dict[str, torch.Tensor]) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    if kind == "missing":
+        del tensors[name]
+    elif kind == "shape":
+        tensors[name] = torch.zeros(20, 23)
+    elif kind == "dtype":
+        tensors[name] = torch.zeros(20, 24, dtype=torch.int8)
+    else:
+        tensors["model.layers.1.mlp.up_proj.bias"] = torch.zeros(20)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", r"'model.layers.1.mlp.up_proj.weight' \(expected shape \[20, 24\]\) is missing"),
+        ("shape", r"model.safetensors.*up_proj.weight'.*expected shape \[20, 24\], found \[20, 23\]"),
+        ("dtype", r"model.safetensors: tensor 'model.layers.1.mlp.up_proj.weight' is stored as torch.int8"),
+        ("leftover", r"model.safetensors: no layer of this model uses model.layers.1.mlp.up_proj.bias;"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_before_memory_is_taken(kind, message, tmp_path):
+    model = build()
+    tensors = weights(model)
+    broken(kind, tensors)
+    with pytest.raises(CheckpointError, match=message):
+        load(model, tensors, tmp_path)
+    assert all(parameter.data.is_meta for parameter in model.parameters())
+
+
+def test_tensors_that_carry_nothing_are_passed_over(tmp_path):
+    model = build(tie_word_embeddings=True)
+    tensors = weights(model)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(3)
+    tensors["lm_head.weight"] = torch.zeros(50, 24)
+    load(model, tensors, tmp_path)
+    assert torch.equal(model.head.weight.data, tensors["model.embed_tokens.weight"])
+    untied = build()
+    tensors = weights(untied)
+    del tensors["lm_head.weight"]
+    with pytest.raises(CheckpointError, match=r"'lm_head.weight' .* is missing"):
+        load(untied, tensors, tmp_path / "untied")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_random_weights_in_half_precision_run(architecture):
+    model = build(architecture, torch.bfloat16, sliding_window=8, use_sliding_window=True, max_window_layers=1)
+    shapes = model.tensor_shapes()
+    model.load(DummyCheckpoint({}, shapes, seed=1, zero_centred=model.zero_centred()))
+    specs = model.cache_specs()
+    layers = [[i for i, spec in enumerate(specs) if spec == kind] for kind in dict.fromkeys(specs)]
+    views = [torch.full((3, len(members), 2, 2, 32, 6), torch.nan, dtype=torch.bfloat16) for members in layers]
+    model.bind_cache(layers, views)
+    group = [GroupBatch(torch.tensor([[1, 2]], dtype=torch.int32), torch.arange(32, 72)) for _ in layers]
+    batch = Batch(torch.arange(40), torch.arange(40), torch.tensor([0, 40]), torch.tensor([40]), tuple(group))
+    for index, members in enumerate(layers):
+        batch.groups[index].metadata = select_ops("cpu").attention.plan(batch, index, specs[members[0]])
+    with torch.inference_mode():
+        hidden = model.forward(batch)
+        logits = model.logits(hidden[-2:])
+    assert hidden.shape == (40, 24)
+    assert hidden.dtype == torch.bfloat16
+    assert logits.shape == (2, 50)
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+def test_caches_that_do_not_fit_are_refused():
+    model = build()
+    with pytest.raises(EngineError, match=r"layers without a cache: \[1\]"):
+        model.bind_cache([[0]], [torch.zeros(3, 1, 2, 2, 32, 6)])
+    with pytest.raises(EngineError, match="group 0 has 2 layers"):
+        model.bind_cache([[0, 1]], [torch.zeros(3, 1, 2, 2, 32, 6)])
