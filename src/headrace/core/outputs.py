@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +14,21 @@ class Logprob(NamedTuple):
 
     logprob: float
     rank: int
+
+
+class MissReason(enum.Enum):
+    """Why a prompt was not taken from the cache further than it was."""
+
+    DISABLED = "disabled"
+    """enable_block_reuse is off."""
+    PROMPT_LOGPROBS = "prompt_logprobs"
+    """The prompt's rows had to be computed."""
+    NO_ENTRY = "no_entry"
+    """Nobody has computed these tokens under this salt."""
+    EVICTED = "evicted"
+    """They were there and had to make room."""
+    OUT_OF_WINDOW = "out_of_window"
+    """A sliding layer has let go of blocks that it would need to resume there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +47,8 @@ class SequenceUpdate:
     error: Exception | None = None
     cached_tokens: int = 0
     """Prompt tokens taken from the cache at the first admission."""
+    cache_miss: MissReason | None = None
+    """Why not more of them; None if all that could be were, or before the first admission."""
     n_preempted: int = 0
     time: float = 0.0
     """Clock reading when the step was applied."""

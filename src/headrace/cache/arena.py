@@ -1,0 +1,103 @@
+"""One arena for all groups: groups draw sectors from it, and cut a sector into blocks of their own size.
+
+    sector        0 (reserved)         1                    2                    3
+    group 0   [n |  |  |  |  |  ][ 6| 7| 8| 9|10|11][                   ][18|19|..         3 .. 6 blocks per sector,
+    group 1   [n       |        ][                 ][   4     |    5    ][                 a larger block: 2 per sector
+
+Block ids of a group are ``sector * blocks_per_sector + i``, so the worker sees the arena per group as an array of
+``n_sectors * blocks_per_sector`` blocks. Sector 0 is never drawn: block 0 of every group is the null block, where
+padding rows write and which no row reads. The idea of sectors is Jenga's (arXiv 2503.18292).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from headrace.core.errors import ConfigError
+
+from .groups import CacheGroup
+from .specs import blocks_of
+
+NULL_BLOCK = 0
+"""In every group: written by padding rows, read by none."""
+
+_ALIGNMENT = 64
+_MAX_SECTOR_BLOCKS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLayout:
+    """How one group cuts a sector. Sizes in bytes."""
+
+    block_bytes: int
+    stride_bytes: int
+    """From one block to the next: block_bytes, or a little more where sizes do not divide the sector."""
+    blocks_per_sector: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaLayout:
+    """The arena as the worker lays it out and the host counts it."""
+
+    sector_bytes: int
+    n_sectors: int
+    """Sector 0, the null sector, included."""
+    groups: tuple[GroupLayout, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.sector_bytes * self.n_sectors
+
+    def n_blocks(self, group: int) -> int:
+        """Rows of the group's view of the arena, the null sector's included."""
+        return self.n_sectors * self.groups[group].blocks_per_sector
+
+
+def plan_arena(groups: Sequence[CacheGroup], budget_bytes: int) -> ArenaLayout:
+    """The largest arena within ``budget_bytes``. Raises ``ConfigError`` if none fits beside the null sector."""
+    layout = _cut_sector(groups)
+    n_sectors = budget_bytes // layout.sector_bytes
+    if n_sectors < 2:
+        raise ConfigError(
+            f"the KV cache may take {budget_bytes:,} bytes, but the least is {2 * layout.sector_bytes:,}"
+            " (32 tokens and the null block); raise KvCacheConfig.max_tokens or free memory"
+        )
+    return replace(layout, n_sectors=n_sectors)
+
+
+def arena_for_tokens(groups: Sequence[CacheGroup], n_tokens: int) -> ArenaLayout:
+    """The arena that holds ``n_tokens`` tokens in every group, and the null sector."""
+    if n_tokens < 1:
+        raise ConfigError(f"a KV cache of {n_tokens} tokens; KvCacheConfig.max_tokens must be at least 1")
+    layout = _cut_sector(groups)
+    blocks = blocks_of(n_tokens)
+    return replace(layout, n_sectors=1 + sum(-(-blocks // group.blocks_per_sector) for group in layout.groups))
+
+
+def _cut_sector(groups: Sequence[CacheGroup]) -> ArenaLayout:
+    """The sector size, up to 16 of the largest blocks, that wastes the smallest share; the smaller one on a tie."""
+    sizes = [group.block_bytes for group in groups]
+    largest = max(sizes)
+    candidates = [_sector_of(sizes, count * largest) for count in range(1, _MAX_SECTOR_BLOCKS + 1)]
+    return min(candidates, key=lambda layout: (_waste(layout), layout.sector_bytes))
+
+
+def _sector_of(sizes: Sequence[int], at_least: int) -> ArenaLayout:
+    """A sector of ``at_least`` bytes, rounded up so that each group's stride is whole and aligned."""
+    counts = [at_least // size for size in sizes]
+    unit = math.lcm(*counts) * _ALIGNMENT
+    if all(count * size == at_least for count, size in zip(counts, sizes, strict=True)):
+        unit = 1
+    sector = -(-at_least // unit) * unit
+    return ArenaLayout(
+        sector_bytes=sector,
+        n_sectors=0,
+        groups=tuple(GroupLayout(size, sector // n, n) for size, n in zip(sizes, counts, strict=True)),
+    )
+
+
+def _waste(layout: ArenaLayout) -> float:
+    used = sum(group.blocks_per_sector * group.block_bytes for group in layout.groups)
+    return 1.0 - used / (layout.sector_bytes * len(layout.groups))

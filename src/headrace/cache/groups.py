@@ -1,0 +1,35 @@
+"""Layers of equal memory form a group: one block table serves them all, and one block holds 32 tokens of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headrace.core.errors import ConfigError
+from headrace.core.plan import BLOCK_TOKENS
+
+from .specs import CacheSpec
+
+
+@dataclass(frozen=True, slots=True)
+class CacheGroup:
+    """The layers of equal spec. ``layers`` are indices into the model's layers, rising."""
+
+    index: int
+    spec: CacheSpec
+    layers: tuple[int, ...]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of 32 tokens in all layers of the group."""
+        return BLOCK_TOKENS * self.spec.bytes_per_token * len(self.layers)
+
+
+def group_layers(specs: Sequence[CacheSpec]) -> tuple[CacheGroup, ...]:
+    """Groups in the order in which their specs first appear. Raises ``ConfigError`` for a model without layers."""
+    if not specs:
+        raise ConfigError("no cache specs: a model declares one for each layer that keeps a past")
+    layers: dict[CacheSpec, list[int]] = {}
+    for layer, spec in enumerate(specs):
+        layers.setdefault(spec, []).append(layer)
+    return tuple(CacheGroup(index, spec, tuple(of)) for index, (spec, of) in enumerate(layers.items()))

@@ -1,0 +1,43 @@
+"""What a look-up in the prefix index found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headrace.core.outputs import MissReason
+from headrace.core.plan import BLOCK_TOKENS
+
+if TYPE_CHECKING:
+    from .prefix_index import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A prefix that can be resumed at ``length`` tokens. Valid until the cache changes; it holds nothing itself."""
+
+    identity: str | None
+    length: int
+    n_whole: int
+    """Whole blocks of it; the tokens after them come from copying the blocks of ``source``."""
+    first: list[int]
+    """Number of the first block that each group still reads."""
+    blocks: list[list[int]]
+    """Whole blocks to be shared, by group, from number ``first[group]`` on."""
+    source: Node | None
+    node: Node | None
+    """Entry of the last whole block (or the root)."""
+    awaited: bytes | None
+    """Key of the next block, if a running sequence is computing it now."""
+    miss: MissReason | None
+    """Why it is not longer; None if it is as long as can be."""
+
+    @property
+    def partial_tokens(self) -> int:
+        """Tokens that come from the copied block."""
+        return self.length - self.n_whole * BLOCK_TOKENS
+
+
+def no_hit(identity: str | None, n_groups: int, miss: MissReason | None) -> Hit:
+    """Nothing found, or nothing looked for."""
+    return Hit(identity, 0, 0, [0] * n_groups, [[] for _ in range(n_groups)], None, None, None, miss)

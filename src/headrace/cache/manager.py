@@ -1,0 +1,323 @@
+"""The cache as the scheduler sees it: what could be had (``can_*``, ``lookup``), what is done, and the counts.
+
+Everything that gives blocks back goes through this class, and only ``_let_go`` does it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headrace.core.errors import IntegrityError
+from headrace.core.outputs import MissReason
+from headrace.core.plan import BLOCK_TOKENS, BlockCopy, BlockUpdate
+
+from .arena import NULL_BLOCK, ArenaLayout
+from .groups import CacheGroup
+from .hit import Hit, no_hit
+from .lease import BlockLease
+from .no_index import NoIndex
+from .pool import BlockPool
+from .prefix_index import PrefixIndex
+from .specs import blocks_of
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """What of a cache can be chosen."""
+
+    block_reuse: bool = True
+    partial_reuse: bool = True
+    """A prefix that ends inside a block is copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What a sequence got when it was admitted."""
+
+    lease: BlockLease
+    updates: tuple[BlockUpdate, ...]
+    copies: tuple[BlockCopy, ...]
+    sources: BlockLease | None
+    """Holds the blocks that are copied from; let go of when the copying step is applied."""
+
+
+class CacheManager:
+    """Blocks of all groups, and the prefix index over them. No tensors: block ids and token ids only."""
+
+    def __init__(self, groups: Sequence[CacheGroup], layout: ArenaLayout, options: CacheOptions) -> None:
+        self.layout = layout
+        self._specs = [group.spec for group in groups]
+        self._n_groups = len(groups)
+        self._windowed = [group.index for group in groups if not group.spec.keeps_all]
+        self._partial_reuse = options.partial_reuse
+        self.pool = BlockPool(layout)
+        self.index = (
+            PrefixIndex(groups, self.pool, options.partial_reuse) if options.block_reuse else NoIndex(self._n_groups)
+        )
+        self._leases: set[BlockLease] = set()
+        self.n_given_back = 0
+        """Times that blocks were let go: what did not fit fits no better until this has moved."""
+        self.n_limbo = 0
+        """Leases whose sequence has let go, held by steps in flight: their blocks come back soon."""
+        self.counters: Counter[str] = Counter(
+            blocks_freed_out_of_window=0, reused_blocks=0, missed_blocks=0, partial_reuse_tokens=0
+        )
+
+    # Asking: nothing changes.
+
+    def lookup(self, identity: str | None, tokens: Sequence[int], limit: int) -> Hit:
+        """The longest reusable prefix of ``tokens``, at most ``limit`` tokens long, under ``identity`` (the salt)."""
+        if limit <= 0:
+            return no_hit(identity, self._n_groups, MissReason.PROMPT_LOGPROBS if len(tokens) > 1 else None)
+        if not self._partial_reuse:
+            limit -= limit % BLOCK_TOKENS
+        return self.index.lookup(identity, tokens, limit)
+
+    def can_place(self, hit: Hit, end: int) -> bool:
+        """True if a sequence could get the blocks of ``hit`` and new ones up to position ``end``."""
+        new = [blocks_of(end) - hit.n_whole] * self._n_groups
+        return self.pool.fits(new) and self.pool.fits(new, self._pinned_by(hit))
+
+    def furthest_place(self, hit: Hit, end: int) -> int:
+        """The last position, up to ``end``, for which ``can_place``; ``hit.length`` if there is none."""
+        fits, fails = hit.n_whole, blocks_of(end) + 1
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            fits, fails = (middle, fails) if self.can_place(hit, middle * BLOCK_TOKENS) else (fits, middle)
+        return max(hit.length, min(end, fits * BLOCK_TOKENS))
+
+    def can_hold(self, hit: Hit, length: int, rows: int) -> bool:
+        """True if ``length`` tokens could be computed now, at most ``rows`` at a time, if nobody else took more."""
+        new = [
+            max(1, spec.peak_blocks(length, rows) - (hit.n_whole - first))
+            for spec, first in zip(self._specs, hit.first, strict=True)
+        ]
+        return self.pool.fits(new) and self.pool.fits(new, self._pinned_by(hit))
+
+    def rows_that_fit(self, lease: BlockLease, start: int, rows: int) -> int:
+        """How many of ``rows`` rows from position ``start`` on could get blocks now: 0 to ``rows``."""
+        return min(
+            rows, (lease.n_blocks + self._most_new(blocks_of(start + rows) - lease.n_blocks)) * BLOCK_TOKENS - start
+        )
+
+    def _most_new(self, wanted: int) -> int:
+        """Most blocks, up to ``wanted``, that every group could get."""
+        if wanted <= 0 or self.pool.fits([wanted] * self._n_groups):
+            return wanted
+        fits, fails = 0, wanted
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            fits, fails = (middle, fails) if self.pool.fits([middle] * self._n_groups) else (fits, middle)
+        return fits
+
+    def peak_blocks(self, length: int, rows: int) -> list[int]:
+        """Most blocks of each group that one sequence holds while ``length`` tokens are computed ``rows`` at a time."""
+        return [spec.peak_blocks(length, rows) for spec in self._specs]
+
+    def fits_empty(self, blocks: Sequence[int]) -> bool:
+        """True if an empty cache has room for ``blocks[g]`` blocks of each group."""
+        return self.pool.sectors_for(blocks, [0] * self._n_groups) <= self.layout.n_sectors - 1
+
+    def longest_alone(self, limit: int, rows: int) -> int:
+        """Most tokens, up to ``limit``, that one sequence can compute, ``rows`` at a time, with the cache to itself."""
+        fits, fails = 0, limit + 1
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            fits, fails = (middle, fails) if self.fits_empty(self.peak_blocks(middle, rows)) else (fits, middle)
+        return fits
+
+    def _pinned_by(self, hit: Hit) -> list[tuple[int, int]]:
+        blocks = [(group, block) for group, row in enumerate(hit.blocks) for block in row]
+        if hit.source is not None:
+            blocks.extend(enumerate(hit.source.blocks))
+        return blocks
+
+    # Doing.
+
+    def place(self, slot: int, hit: Hit, tokens: Sequence[int], end: int) -> Placement:
+        """Blocks for a sequence that resumes at ``hit`` and computes up to ``end``. Ask ``can_place`` first."""
+        for group, block in self._pinned_by(hit):
+            self._pin(group, block)
+        sources = None
+        if hit.source is not None:
+            sources = self._register(
+                BlockLease(hit.identity, list(hit.first), [deque((block,)) for block in hit.source.blocks], 1)
+            )
+        new = self._take([blocks_of(end) - hit.n_whole] * self._n_groups)
+        copies = () if hit.source is None else self._copies(hit.source.blocks, [row[0] for row in new])
+        held = [deque(old + fresh) for old, fresh in zip(hit.blocks, new, strict=True)]
+        lease = self._register(BlockLease(hit.identity, list(hit.first), held, blocks_of(end)))
+        lease.node, lease.n_indexed = hit.node, hit.n_whole
+        self.index.announce(lease, tokens)
+        self._count_hit(hit, len(tokens))
+        updates = tuple(
+            BlockUpdate(slot, group, 0, (NULL_BLOCK,) * hit.first[group] + tuple(row)) for group, row in enumerate(held)
+        )
+        return Placement(lease, updates, copies, sources)
+
+    @staticmethod
+    def _copies(sources: Sequence[int], targets: Sequence[int]) -> tuple[BlockCopy, ...]:
+        return tuple(BlockCopy(group, *pair) for group, pair in enumerate(zip(sources, targets, strict=True)))
+
+    def grow(self, slot: int, lease: BlockLease, end: int) -> list[BlockUpdate]:
+        """Blocks up to position ``end``. Ask ``rows_that_fit`` first."""
+        count = blocks_of(end) - lease.n_blocks
+        updates = []
+        for group, row in enumerate(self._take([count] * self._n_groups)):
+            lease.blocks[group].extend(row)
+            updates.append(BlockUpdate(slot, group, lease.n_blocks, tuple(row)))
+        lease.n_blocks += count
+        return updates
+
+    def commit(self, lease: BlockLease, tokens: Sequence[int], computed: int) -> None:
+        """``computed`` tokens are now written: whole blocks enter the index, and what is out of a window is let go.
+
+        Steps in flight start at ``computed`` or later, so none of them reads what is let go here.
+        """
+        n_whole = computed // BLOCK_TOKENS
+        if n_whole > lease.n_indexed:
+            self.index.withdraw(lease)
+            self.index.extend(lease, tokens, n_whole)
+            if not lease.retired:
+                self.index.announce(lease, tokens)
+        for group in self._windowed:
+            needed = self._specs[group].needed_from(computed) // BLOCK_TOKENS
+            if needed > lease.first[group]:
+                self._shift_window(lease, group, needed)
+
+    def _shift_window(self, lease: BlockLease, group: int, needed: int) -> None:
+        self.index.next_use()
+        self.n_given_back += 1
+        while lease.first[group] < needed:
+            self._unpin(group, lease.blocks[group].popleft(), stale=True)
+            lease.first[group] += 1
+            self.counters["blocks_freed_out_of_window"] += 1
+
+    def drop(self, lease: BlockLease) -> None:
+        """A step that held the lease (see ``BlockLease.hold``) has been applied."""
+        lease.holders -= 1
+        if lease.holders == 0:
+            if lease.retired:
+                self.n_limbo -= 1
+            self._let_go(lease)
+
+    def retire(self, lease: BlockLease) -> None:
+        """The sequence lets go, for good; steps in flight may still hold. Nobody need wait for its next block."""
+        if lease.retired:
+            raise IntegrityError("a sequence lets go of its blocks twice")
+        lease.retired = True
+        self.index.withdraw(lease)
+        self.n_limbo += 1
+        self.drop(lease)
+
+    def evict_all(self) -> None:
+        """Gives up every cached block that nobody pins."""
+        for group in range(self._n_groups):
+            while self.index.evict(group):
+                pass
+
+    def _let_go(self, lease: BlockLease) -> None:
+        """The one place where a lease's blocks are given back."""
+        self._leases.remove(lease)
+        self.n_given_back += 1
+        self.index.next_use()
+        for group, row in enumerate(lease.blocks):
+            for block in row:
+                self._unpin(group, block)
+        if lease.has_twins:
+            self.index.touch(lease.node)
+
+    def _register(self, lease: BlockLease) -> BlockLease:
+        self._leases.add(lease)
+        return lease
+
+    def _pin(self, group: int, block: int) -> None:
+        if not self.pool.pins[group][block]:
+            self.index.busy(group, block)
+        self.pool.pin(group, block)
+
+    def _unpin(self, group: int, block: int, *, stale: bool = False) -> None:
+        if self.pool.unpin(group, block):
+            self.index.idle(group, block, stale=stale)
+
+    def _take(self, wanted: list[int]) -> list[list[int]]:
+        """``wanted[g]`` blocks of each group, giving up cached ones as needed; ``pool.fits(wanted)`` has said yes."""
+        taken: list[list[int]] = [[] for _ in wanted]
+        while True:
+            for group, row in enumerate(taken):
+                while wanted[group] and self._may_take(group, wanted):
+                    row.append(self.pool.take(group))
+                    wanted[group] -= 1
+            short = next((group for group, count in enumerate(wanted) if count), None)
+            if short is None:
+                return taken
+            if not self.index.evict(short):
+                raise IntegrityError(f"{wanted} blocks short although they were promised")
+
+    def _may_take(self, group: int, wanted: list[int]) -> bool:
+        """True if a block is free, and taking it leaves enough sectors for all that is still wanted."""
+        pool = self.pool
+        if pool.has_free_beside_pinned(group):
+            return True
+        if not pool.has_free(group):
+            return False
+        loose = list(pool.loose)
+        loose[group] += pool.per_sector[group]
+        return pool.sectors_for(wanted, loose) <= pool.n_open - 1
+
+    def _count_hit(self, hit: Hit, n_tokens: int) -> None:
+        self.counters["reused_blocks"] += hit.n_whole
+        self.counters["missed_blocks"] += n_tokens // BLOCK_TOKENS - hit.n_whole
+        self.counters["partial_reuse_tokens"] += hit.partial_tokens
+
+    # Counts and checks.
+
+    def stats(self) -> dict[str, int | float]:
+        """TensorRT-LLM's ``kvCacheStats``. Blocks are counted in sectors, which with one group are the same thing."""
+        reused, missed = self.counters["reused_blocks"], self.counters["missed_blocks"]
+        most = self.layout.n_sectors - 1
+        return {
+            "maxNumBlocks": most,
+            "freeNumBlocks": self.pool.n_open,
+            "usedNumBlocks": most - self.pool.n_open,
+            "tokensPerBlock": BLOCK_TOKENS,
+            "allocTotalBlocks": self.pool.n_taken + reused * self._n_groups,
+            "allocNewBlocks": self.pool.n_taken,
+            "reusedBlocks": reused,
+            "missedBlocks": missed,
+            "cacheHitRate": reused / (reused + missed) if reused + missed else 0.0,
+        }
+
+    @property
+    def n_leases(self) -> int:
+        """Leases that hold blocks: zero when nothing runs."""
+        return len(self._leases)
+
+    def check_integrity(self) -> None:
+        """Raises ``IntegrityError`` unless every pin belongs to a lease and all counts and lists agree. Any time."""
+        pins = [[0] * len(row) for row in self.pool.pins]
+        for lease in self._leases:
+            if lease.holders <= 0:
+                raise IntegrityError("a lease without holders still has its blocks")
+            for group, row in enumerate(lease.blocks):
+                if len(set(row)) != len(row) or NULL_BLOCK in row:
+                    raise IntegrityError(f"a lease has a block of group {group} twice, or the null block: {list(row)}")
+                for block in row:
+                    pins[group][block] += 1
+        if pins != self.pool.pins:
+            raise IntegrityError("the pins of the blocks are not those of the leases")
+        if sum(lease.retired for lease in self._leases) != self.n_limbo:
+            raise IntegrityError(f"{self.n_limbo} leases counted as held by steps alone")
+        self._check_hands()
+        self.pool.check()
+        self.index.check()
+
+    def _check_hands(self) -> None:
+        """A block that is not in the index is one sequence's own: two pins would be two writers."""
+        for group, pins in enumerate(self.pool.pins):
+            cached = self.pool.cached[group]
+            for block, count in enumerate(pins):
+                if count > 1 and not cached[block]:
+                    raise IntegrityError(f"block {block} of group {group} is in {count} hands and not in the index")

@@ -1,0 +1,57 @@
+"""The prefix index of a cache without reuse: it finds nothing and keeps nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from headrace.core.errors import IntegrityError
+from headrace.core.outputs import MissReason
+
+from .hit import Hit, no_hit
+from .lease import BlockLease
+
+if TYPE_CHECKING:
+    from .prefix_index import Node
+
+
+class NoIndex:
+    """Null object for ``PrefixIndex``. No block is ever cached, so the calls about cached blocks are mistakes."""
+
+    n_entries = 0
+
+    def __init__(self, n_groups: int) -> None:
+        self._n_groups = n_groups
+
+    def lookup(self, identity: str | None, tokens: Sequence[int], limit: int) -> Hit:
+        return no_hit(identity, self._n_groups, MissReason.DISABLED)
+
+    def extend(self, lease: BlockLease, tokens: Sequence[int], n_blocks: int) -> None:
+        lease.n_indexed = n_blocks
+
+    def announce(self, lease: BlockLease, tokens: Sequence[int]) -> None:
+        pass
+
+    def withdraw(self, lease: BlockLease) -> None:
+        pass
+
+    def take_resolved(self) -> list[bytes]:
+        return []
+
+    def busy(self, group: int, block: int) -> None:
+        raise IntegrityError(f"block {block} of group {group} counts as cached, but nothing is kept")
+
+    def idle(self, group: int, block: int, *, stale: bool = False) -> None:
+        raise IntegrityError(f"block {block} of group {group} counts as cached, but nothing is kept")
+
+    def next_use(self) -> None:
+        pass
+
+    def touch(self, node: Node | None) -> None:
+        pass
+
+    def evict(self, group: int) -> bool:
+        return False
+
+    def check(self) -> None:
+        pass

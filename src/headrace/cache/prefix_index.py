@@ -1,0 +1,374 @@
+"""The prefix index: blocks that are written, found again by the tokens that led to them.
+
+A tree of blocks of 32 tokens, one tree per salt. An entry's key is a chained hash of its parent's key and its tokens; a
+match is only believed if parent and tokens are the same as well, so a collision costs a hit and never an answer. An
+entry has one block per cache group, or none in groups whose window has moved on.
+
+Every block here that no lease pins can be given up. The order is: blocks that a sequence let fall out of its window,
+then the least recently used, and of one use the deepest first, so that chains shrink from their ends.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import xxhash
+
+from headrace.core.errors import IntegrityError
+from headrace.core.outputs import MissReason
+from headrace.core.plan import BLOCK_TOKENS
+
+from .groups import CacheGroup
+from .hit import Hit
+from .lazy_heap import LazyHeap
+from .lease import BlockLease
+from .pool import BlockPool
+
+_pack_block = struct.Struct(f"<{BLOCK_TOKENS}q").pack
+_EVICTED_KEYS_KEPT = 4096
+_NO_BLOCK = 0
+
+
+def chain_key(parent_key: bytes, tokens: tuple[int, ...]) -> bytes:
+    """Key of a block: XXH3-128 of the parent's key and the block's tokens as little-endian 64-bit integers."""
+    return xxhash.xxh3_128_digest(parent_key + _pack_block(*tokens))
+
+
+class Node:
+    """One entry: 32 tokens after its parent's, and the blocks that hold them."""
+
+    __slots__ = ("alive", "blocks", "child_tokens", "children", "depth", "idle_since", "key", "parent", "tokens")
+
+    def __init__(self, parent: Node | None, key: bytes, tokens: tuple[int, ...], n_groups: int) -> None:
+        self.parent = parent
+        self.key = key
+        self.tokens = tokens
+        self.depth = 0 if parent is None else parent.depth + 1
+        """Blocks from the start to the end of this one."""
+        self.blocks = [_NO_BLOCK] * n_groups
+        self.idle_since: list[tuple[bool, int, int] | None] = [None] * n_groups
+        """Key in the queue of victims, for each block that nobody pins."""
+        self.children: list[Node] = []
+        self.child_tokens: list[tuple[int, ...]] = []
+        """Tokens of the children, sorted: the child that shares the most with a text is a neighbour of its place."""
+        self.alive = True
+
+
+class PrefixIndex:
+    """Entries, roots, victims, and who computes which block next. Blocks are counted in the ``BlockPool``."""
+
+    def __init__(
+        self,
+        groups: Sequence[CacheGroup],
+        pool: BlockPool,
+        partial_reuse: bool,
+        key_of: Callable[[bytes, tuple[int, ...]], bytes] = chain_key,
+    ) -> None:
+        self._specs = [group.spec for group in groups]
+        self._pool = pool
+        self._partial_reuse = partial_reuse
+        self._key_of = key_of
+        self._nodes: dict[bytes, Node] = {}
+        self._roots: dict[str | None, Node] = {}
+        self._node_of: list[dict[int, Node]] = [{} for _ in groups]
+        self._victims: list[LazyHeap[Node]] = [
+            LazyHeap(lambda key, node, g=g: node.idle_since[g] is key) for g in range(len(groups))
+        ]
+        self._tick = 0
+        self._pending: dict[bytes, BlockLease] = {}
+        self._resolved: list[bytes] = []
+        self._evicted: OrderedDict[bytes, None] = OrderedDict()
+
+    # Looking up. Nothing changes here.
+
+    def lookup(self, identity: str | None, tokens: Sequence[int], limit: int) -> Hit:
+        """The longest prefix of ``tokens``, at most ``limit`` tokens, at which every group can resume."""
+        path, runs, key = self._walk(identity, tokens, limit)
+        root = self._roots.get(identity)
+        n_whole, n_known = len(path), len(path)
+        while not self._can_resume(runs[n_whole], n_whole, n_whole * BLOCK_TOKENS):
+            n_whole -= 1
+        parent = path[n_whole - 1] if n_whole else root
+        partial, source = self._best_child(parent, runs[n_whole], n_whole, tokens, limit)
+        length = n_whole * BLOCK_TOKENS + partial
+        first = [spec.needed_from(length) // BLOCK_TOKENS for spec in self._specs]
+        blocks = [[node.blocks[g] for node in path[from_:n_whole]] for g, from_ in enumerate(first)]
+        awaited = self._awaited(key, n_known * BLOCK_TOKENS, limit)
+        miss = self._miss(length, limit, n_whole < n_known, key)
+        return Hit(identity, length, n_whole, first, blocks, source, parent, awaited, miss)
+
+    def _walk(
+        self, identity: str | None, tokens: Sequence[int], limit: int
+    ) -> tuple[list[Node], list[list[int]], bytes | None]:
+        """Entries along ``tokens`` that could be part of a hit; for each length, blocks in a row by group; and the key
+        of the first block that is not there (None if the tokens do not fill it)."""
+        parent = self._roots.get(identity)
+        parent_key = root_key(identity)
+        path: list[Node] = []
+        runs = [[0] * len(self._specs)]
+        for begin in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+            block_tokens = tuple(tokens[begin : begin + BLOCK_TOKENS])
+            key = self._key_of(parent_key, block_tokens)
+            node = self._nodes.get(key)
+            if node is None or node.parent is not parent or node.tokens != block_tokens or self._has_hole(node):
+                return path, runs, key
+            if begin + BLOCK_TOKENS > limit:
+                return path, runs, None
+            path.append(node)
+            runs.append([run + 1 if block else 0 for run, block in zip(runs[-1], node.blocks, strict=True)])
+            parent, parent_key = node, key
+        return path, runs, None
+
+    def _has_hole(self, node: Node) -> bool:
+        return any(spec.keeps_all and not block for spec, block in zip(self._specs, node.blocks, strict=True))
+
+    def _can_resume(self, runs: list[int], n_whole: int, length: int) -> bool:
+        """True if every group has its blocks up to number ``n_whole`` that rows at ``length`` read."""
+        return all(
+            run >= n_whole - spec.needed_from(length) // BLOCK_TOKENS
+            for run, spec in zip(runs, self._specs, strict=True)
+        )
+
+    def _best_child(
+        self, parent: Node | None, runs: list[int], n_whole: int, tokens: Sequence[int], limit: int
+    ) -> tuple[int, Node | None]:
+        """(tokens, entry) of the whole child of ``parent`` that shares the most leading tokens, at least one."""
+        begin = n_whole * BLOCK_TOKENS
+        wanted = tuple(tokens[begin : min(limit, begin + BLOCK_TOKENS - 1)])
+        if parent is None or not wanted or not self._partial_reuse:
+            return 0, None
+        place = bisect_left(parent.child_tokens, wanted)
+        best, source = 0, None
+        for child in parent.children[max(0, place - 1) : place + 1]:
+            shared = _shared(child.tokens, wanted)
+            if shared > best and all(child.blocks) and self._can_resume(runs, n_whole, begin + shared):
+                best, source = shared, child
+        return best, source
+
+    def _awaited(self, key: bytes | None, begin: int, limit: int) -> bytes | None:
+        """The key if a running sequence computes that block now and some of it could be used."""
+        useful = limit >= begin + (1 if self._partial_reuse else BLOCK_TOKENS)
+        return key if key is not None and useful and key in self._pending else None
+
+    def _miss(self, length: int, limit: int, window_gone: bool, key: bytes | None) -> MissReason | None:
+        if length == limit:
+            return None
+        if window_gone:
+            return MissReason.OUT_OF_WINDOW
+        return MissReason.EVICTED if key in self._evicted else MissReason.NO_ENTRY
+
+    # Entering.
+
+    def extend(self, lease: BlockLease, tokens: Sequence[int], n_blocks: int) -> None:
+        """Enters the lease's blocks up to number ``n_blocks``, which are written and hold ``tokens``."""
+        if lease.node is None or not lease.node.alive:
+            # The entries before were given up while the lease held blocks of equal content: begin anew.
+            lease.node, lease.n_indexed = self._root(lease.identity), 0
+        while lease.n_indexed < n_blocks:
+            number = lease.n_indexed
+            block_tokens = tuple(tokens[number * BLOCK_TOKENS : (number + 1) * BLOCK_TOKENS])
+            node = self._enter(lease.node, block_tokens)
+            if node is None:
+                return
+            self._fill(node, lease, number)
+            lease.node, lease.n_indexed = node, number + 1
+
+    def _root(self, identity: str | None) -> Node:
+        root = self._roots.get(identity)
+        if root is None:
+            root = self._roots[identity] = Node(None, root_key(identity), (), len(self._specs))
+        return root
+
+    def _enter(self, parent: Node, tokens: tuple[int, ...]) -> Node | None:
+        """The entry, made if need be; None if its key is taken by different tokens."""
+        key = self._key_of(parent.key, tokens)
+        node = self._nodes.get(key)
+        if node is not None:
+            return node if node.parent is parent and node.tokens == tokens else None
+        node = self._nodes[key] = Node(parent, key, tokens, len(self._specs))
+        place = bisect_left(parent.child_tokens, tokens)
+        parent.child_tokens.insert(place, tokens)
+        parent.children.insert(place, node)
+        self._evicted.pop(key, None)
+        return node
+
+    def _fill(self, node: Node, lease: BlockLease, number: int) -> None:
+        """Gives the entry the lease's blocks. One that is there already stays only if somebody uses it."""
+        for group in range(len(self._specs)):
+            block, there = lease.block_at(group, number), node.blocks[group]
+            if not block or there == block:
+                continue
+            if there and self._pool.pins[group][there]:
+                lease.has_twins = True
+                continue
+            if there:
+                self._forget(node, group)
+            self._pool.keep(group, block)
+            node.blocks[group] = block
+            self._node_of[group][block] = node
+
+    # Who computes what.
+
+    def announce(self, lease: BlockLease, tokens: Sequence[int]) -> None:
+        """The block that the lease's sequence computes next may be waited for, if its tokens are all known."""
+        begin = lease.n_indexed * BLOCK_TOKENS
+        if len(tokens) < begin + BLOCK_TOKENS:
+            return
+        parent_key = root_key(lease.identity) if lease.node is None else lease.node.key
+        key = self._key_of(parent_key, tuple(tokens[begin : begin + BLOCK_TOKENS]))
+        if self._pending.setdefault(key, lease) is lease:
+            lease.pending = key
+
+    def withdraw(self, lease: BlockLease) -> None:
+        """Nobody need wait for the lease's next block any more: it is here, or will not come."""
+        if lease.pending is not None:
+            del self._pending[lease.pending]
+            self._resolved.append(lease.pending)
+            lease.pending = None
+
+    def take_resolved(self) -> list[bytes]:
+        """Keys withdrawn since the last call."""
+        resolved, self._resolved = self._resolved, []
+        return resolved
+
+    # Pins come and go.
+
+    def busy(self, group: int, block: int) -> None:
+        """Somebody pins a block of the index that nobody pinned before."""
+        node = self._node_of[group][block]
+        if node.idle_since[group] is not None:
+            node.idle_since[group] = None
+            self._victims[group].died()
+
+    def idle(self, group: int, block: int, *, stale: bool = False) -> None:
+        """Nobody pins the block any more. ``stale``: because it fell out of a window; such blocks go first."""
+        self._queue(self._node_of[group][block], group, stale)
+
+    def next_use(self) -> None:
+        """Blocks that become idle from now on were used later than those before."""
+        self._tick += 1
+
+    def touch(self, node: Node | None) -> None:
+        """The idle blocks on the way to ``node`` count as used now."""
+        while node is not None:
+            for group in range(len(self._specs)):
+                if node.idle_since[group] is not None:
+                    node.idle_since[group] = None
+                    self._victims[group].died()
+                    self._queue(node, group, stale=False)
+            node = node.parent
+
+    def _queue(self, node: Node, group: int, stale: bool) -> None:
+        key = (not stale, self._tick, -node.depth)
+        node.idle_since[group] = key
+        self._victims[group].push(key, node)
+
+    # Giving up.
+
+    def evict(self, group: int) -> bool:
+        """Gives up one idle block, of the group itself rather than of others. False if there is none."""
+        best: tuple[bool, bool, int] | None = None
+        victim: tuple[Node, int] | None = None
+        for other, queue in enumerate(self._victims):
+            top = queue.peek()
+            if top is None:
+                continue
+            (fresh, tick, _), node = top
+            order = (fresh, other != group, tick)
+            if best is None or order < best:
+                best, victim = order, (node, other)
+        if victim is None:
+            return False
+        self._give_up(*victim)
+        return True
+
+    def _give_up(self, node: Node, group: int) -> None:
+        self._forget(node, group)
+        if self._specs[group].keeps_all:
+            # Without this block no prefix through the entry is whole: the other groups' blocks are worth nothing.
+            for other, since in enumerate(node.idle_since):
+                if since is not None:
+                    self._forget(node, other)
+        self._evicted[node.key] = None
+        if len(self._evicted) > _EVICTED_KEYS_KEPT:
+            self._evicted.popitem(last=False)
+        self._prune(node)
+
+    def _forget(self, node: Node, group: int) -> None:
+        block = node.blocks[group]
+        node.blocks[group] = _NO_BLOCK
+        node.idle_since[group] = None
+        self._victims[group].died()
+        del self._node_of[group][block]
+        self._pool.forget(group, block)
+
+    def _prune(self, node: Node) -> None:
+        """Takes out entries that have neither blocks nor children, from ``node`` up."""
+        while not node.children and not any(node.blocks):
+            node.alive = False
+            parent = node.parent
+            if parent is None:
+                self._roots = {identity: root for identity, root in self._roots.items() if root is not node}
+                return
+            place = bisect_left(parent.child_tokens, node.tokens)
+            del parent.child_tokens[place], parent.children[place]
+            del self._nodes[node.key]
+            node = parent
+
+    # Checking.
+
+    @property
+    def n_entries(self) -> int:
+        return len(self._nodes)
+
+    def check(self) -> None:
+        """Raises ``IntegrityError`` if entries, blocks and victims do not agree with one another and with the pool."""
+        seen = [0] * len(self._specs)
+        queued = [{id(node) for _, node in queue.live()} for queue in self._victims]
+        for key, node in self._nodes.items():
+            self._check_node(key, node)
+            for group, block in enumerate(node.blocks):
+                if not block:
+                    continue
+                seen[group] += 1
+                pinned = self._pool.pins[group][block] > 0
+                if not self._pool.cached[group][block] or self._node_of[group].get(block) is not node:
+                    raise IntegrityError(f"block {block} of group {group} is in the index but not marked as cached")
+                if pinned == (id(node) in queued[group]):
+                    raise IntegrityError(
+                        f"block {block} of group {group}: pinned {pinned}, but {'' if pinned else 'not '}a victim"
+                    )
+        marked = [sum(marks) for marks in self._pool.cached]
+        if seen != marked or seen != [len(nodes) for nodes in self._node_of]:
+            raise IntegrityError(f"blocks in the index {seen}, marked as cached {marked}")
+        for key, lease in self._pending.items():
+            if lease.pending != key or lease.retired:
+                raise IntegrityError("a block is announced by a sequence that will not compute it")
+
+    def _check_node(self, key: bytes, node: Node) -> None:
+        parent = node.parent
+        if parent is None or not node.alive or not parent.alive or node.key != key:
+            raise IntegrityError(f"entry of depth {node.depth} hangs below one that is gone")
+        place = bisect_left(parent.child_tokens, node.tokens)
+        if parent.children[place : place + 1] != [node]:
+            raise IntegrityError(f"entry of depth {node.depth} is not in its place among its parent's children")
+        if not node.children and not any(node.blocks):
+            raise IntegrityError(f"entry of depth {node.depth} has neither blocks nor children")
+
+
+def root_key(identity: str | None) -> bytes:
+    """Key that the chains of one salt begin with."""
+    return xxhash.xxh3_128_digest(b"" if identity is None else b"salt:" + identity.encode())
+
+
+def _shared(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    """Leading tokens that two texts share."""
+    count = 0
+    for mine, yours in zip(left, right, strict=False):
+        if mine != yours:
+            break
+        count += 1
+    return count

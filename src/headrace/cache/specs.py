@@ -1,0 +1,100 @@
+"""What one layer keeps of the past. A model declares one spec per layer; equal specs share block tables.
+
+A new kind of memory is a new dataclass with the members of ``CacheSpec``; nothing else in the cache names a kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from headrace.core.errors import ConfigError
+from headrace.core.plan import BLOCK_TOKENS
+
+
+class CacheSpec(Protocol):
+    """The memory of one layer, in tokens and bytes."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one token takes in one layer."""
+        ...
+
+    @property
+    def keeps_all(self) -> bool:
+        """True if every position needs all positions before it, so that a prefix with a hole is worth nothing."""
+        ...
+
+    def needed_from(self, length: int) -> int:
+        """First position, at a block border, that rows at ``length`` and after it still read."""
+        ...
+
+    def peak_blocks(self, length: int, rows: int) -> int:
+        """Most blocks held at once while ``length`` tokens are computed, at most ``rows`` of them in one go."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FullKV:
+    """Keys and values of every position."""
+
+    n_kv_heads: int
+    head_dim: int
+    itemsize: int
+    """Bytes of one number."""
+    v_head_dim: int | None = None
+    """Width of a value head where it differs from the key's."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        return _kv_bytes(self.n_kv_heads, self.head_dim, self.v_head_dim, self.itemsize)
+
+    @property
+    def keeps_all(self) -> bool:
+        return True
+
+    def needed_from(self, length: int) -> int:
+        return 0
+
+    def peak_blocks(self, length: int, rows: int) -> int:
+        return blocks_of(length)
+
+
+@dataclass(frozen=True, slots=True)
+class SlidingKV:
+    """Keys and values of the last ``window`` positions, the row's own among them: row p reads p - window + 1 .. p."""
+
+    n_kv_heads: int
+    head_dim: int
+    itemsize: int
+    window: int
+    v_head_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ConfigError(f"a sliding window of {self.window} tokens; it must hold at least the row's own token")
+
+    @property
+    def bytes_per_token(self) -> int:
+        return _kv_bytes(self.n_kv_heads, self.head_dim, self.v_head_dim, self.itemsize)
+
+    @property
+    def keeps_all(self) -> bool:
+        return False
+
+    def needed_from(self, length: int) -> int:
+        return max(0, length - self.window + 1) // BLOCK_TOKENS * BLOCK_TOKENS
+
+    def peak_blocks(self, length: int, rows: int) -> int:
+        # The worst place for a span of tokens is one that begins with the last token of a block.
+        span = self.window - 1 + rows
+        return min(blocks_of(length), 1 + blocks_of(span - 1))
+
+
+def blocks_of(n_tokens: int) -> int:
+    """Blocks that hold ``n_tokens`` tokens from a block border on."""
+    return -(-n_tokens // BLOCK_TOKENS)
+
+
+def _kv_bytes(n_kv_heads: int, head_dim: int, v_head_dim: int | None, itemsize: int) -> int:
+    return n_kv_heads * (head_dim + (head_dim if v_head_dim is None else v_head_dim)) * itemsize

@@ -1,0 +1,1 @@
+"""Where steps are computed. ``base`` is the contract; the implementations know nothing of scheduling."""

@@ -1,0 +1,53 @@
+"""Whether a request can be served at all: decided once, from limits that never change. Safe to ask in any thread."""
+
+from __future__ import annotations
+
+from headrace.cache.manager import CacheManager
+from headrace.core.errors import PromptTooLongError, RequestError
+from headrace.core.request import Request
+
+from .options import SchedulerOptions
+
+
+class Admission:
+    """Refuses what can never fit."""
+
+    def __init__(self, manager: CacheManager, options: SchedulerOptions) -> None:
+        self._manager = manager
+        self._options = options
+
+    def max_length(self, request: Request) -> int:
+        """Most tokens, prompt and output, that a sequence of the request may have.
+
+        ``max_tokens=None`` means up to ``max_seq_len``, or what the cache holds for one sequence alone if that is less.
+        Raises ``RequestError`` (an empty prompt) or ``PromptTooLongError``.
+        """
+        n_prompt, n_new, limit = len(request.prompt_token_ids), request.sampling.max_tokens, self._options.max_seq_len
+        if n_prompt == 0:
+            raise RequestError("the prompt is empty; give at least one token", param="prompt")
+        if n_prompt + (n_new or 1) > limit:
+            raise PromptTooLongError(
+                f"{n_prompt} prompt tokens and max_tokens={n_new or 1} exceed max_seq_len={limit};"
+                " shorten the prompt, lower max_tokens, or raise max_seq_len",
+                param="max_tokens",
+            )
+        if not self._options.chunked_prefill and n_prompt > self._options.max_num_tokens:
+            raise PromptTooLongError(
+                f"{n_prompt} prompt tokens exceed max_num_tokens={self._options.max_num_tokens}, and chunked prefill"
+                " is off; turn enable_chunked_prefill on, or raise max_num_tokens",
+                param="prompt",
+            )
+        return self._fit_cache(n_prompt, limit if n_new is None else n_prompt + n_new, n_new)
+
+    def _fit_cache(self, n_prompt: int, length: int, n_new: int | None) -> int:
+        """``length``, or less if no number of new tokens was asked for and the cache holds less."""
+        rows = 1 if self._options.chunked_prefill else n_prompt
+        # The last token is never computed, so it takes no place in the cache.
+        fits = self._manager.longest_alone(length - 1, rows) + 1
+        if fits < n_prompt + (n_new or 1):
+            raise PromptTooLongError(
+                f"{n_prompt} prompt tokens and max_tokens={n_new or 1} exceed the KV cache, which holds {fits - 1}"
+                " tokens of one sequence; shorten the prompt, lower max_tokens, or raise KvCacheConfig.max_tokens",
+                param="max_tokens",
+            )
+        return fits

@@ -1,0 +1,77 @@
+"""The running sequences: each has a slot of the worker and a lease of blocks. They get and lose both here only."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from operator import attrgetter
+
+from headrace.cache.hit import Hit
+from headrace.cache.manager import CacheManager, Placement
+from headrace.core.errors import IntegrityError
+from headrace.core.sequence import Sequence, SequenceState
+
+from .capacity import CapacityPolicy
+
+_standing = attrgetter("standing")
+
+
+class Residents:
+    """Running sequences, highest standing first, and the free slots."""
+
+    def __init__(self, n_slots: int, manager: CacheManager, capacity: CapacityPolicy) -> None:
+        self._manager = manager
+        self._capacity = capacity
+        self._n_slots = n_slots
+        self._free_slots = list(range(n_slots - 1, -1, -1))
+        self._ordered: list[Sequence] = []
+
+    def __len__(self) -> int:
+        return len(self._ordered)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._ordered)
+
+    @property
+    def n_free_slots(self) -> int:
+        return len(self._free_slots)
+
+    def enter(self, seq: Sequence, hit: Hit, end: int) -> Placement:
+        """Gives ``seq`` a slot, the blocks of ``hit`` and new ones up to position ``end``."""
+        slot = self._free_slots.pop()
+        placement = self._manager.place(slot, hit, seq.tokens, end)
+        seq.slot, seq.lease, seq.computed = slot, placement.lease, hit.length
+        seq.state = SequenceState.RUNNING
+        insort(self._ordered, seq, key=_standing)
+        self._capacity.admitted(seq)
+        return placement
+
+    def leave(self, seq: Sequence, state: SequenceState) -> None:
+        """Takes slot and blocks from ``seq``. Steps in flight keep its blocks until they land; the slot can be given
+        on at once, since the worker does what it is told in order."""
+        self._ordered.remove(seq)
+        self._capacity.left(seq)
+        self._manager.retire(seq.lease)
+        self._free_slots.append(seq.slot)
+        seq.slot, seq.lease, seq.computed = -1, None, 0
+        seq.state = state
+
+    def lowest_idle(self, step: int, above: Sequence) -> Sequence | None:
+        """The lowest in standing below ``above`` that has no work in ``step`` yet."""
+        for seq in reversed(self._ordered):
+            if seq is above:
+                return None
+            if seq.last_planned != step:
+                return seq
+        raise IntegrityError(f"{above} is not among the running sequences")
+
+    def check(self) -> None:
+        """Raises ``IntegrityError`` unless slots, order and states agree."""
+        taken = [seq.slot for seq in self._ordered]
+        if sorted(taken + self._free_slots) != list(range(self._n_slots)):
+            raise IntegrityError(f"slots taken {taken} and free {self._free_slots} are not all slots once")
+        if [seq.standing for seq in self._ordered] != sorted(seq.standing for seq in self._ordered):
+            raise IntegrityError("the running sequences are out of order")
+        for seq in self._ordered:
+            if seq.state is not SequenceState.RUNNING or seq.lease is None or seq.lease.retired:
+                raise IntegrityError(f"{seq} runs without a lease")

@@ -1,0 +1,90 @@
+"""A step in the making, and a step in flight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from headrace.cache.lease import BlockLease
+from headrace.core.plan import BlockCopy, BlockUpdate, SeqWork, SlotInit, StepPlan
+from headrace.core.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Flying:
+    """One work in flight: whose it is, and the lease it holds until it lands."""
+
+    seq: Sequence
+    work: SeqWork
+    lease: BlockLease
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that was planned and has not been applied."""
+
+    step: int
+    works: list[Flying]
+    sources: list[BlockLease]
+    """Blocks that the step copies from."""
+
+
+@dataclass(slots=True)
+class StepDraft:
+    """Works are added until the rows are used up; then it is a plan and a flight."""
+
+    step: int
+    rows_left: int
+    works: list[Flying] = field(default_factory=list)
+    inits: list[SlotInit] = field(default_factory=list)
+    updates: list[BlockUpdate] = field(default_factory=list)
+    copies: list[BlockCopy] = field(default_factory=list)
+    sources: list[BlockLease] = field(default_factory=list)
+    short: Sequence | None = None
+    """The highest in standing of those that found no memory. Nobody below it takes new blocks in this step."""
+    n_chunks: int = 0
+    n_decodes: int = 0
+    n_prefills: int = 0
+    samples: bool = False
+
+    def add(self, seq: Sequence, n_tokens: int, drafts: tuple[int, ...]) -> None:
+        """Rows of ``seq``: its next ``n_tokens`` tokens and the drafts. The step holds its lease."""
+        start, known = seq.scheduled, seq.known_bound
+        samples = start + n_tokens == known
+        work = SeqWork(seq.slot, seq.seq_id, start, n_tokens, seq.outputs_of(start, n_tokens, len(drafts)), drafts)
+        seq.launch(work, samples=samples)
+        seq.last_planned = self.step
+        seq.lease.hold()
+        self.works.append(Flying(seq, work, seq.lease, samples))
+        self.rows_left -= n_tokens + len(drafts)
+        if known - start == 1:
+            self.n_decodes += 1
+        else:
+            self.n_prefills += 1
+            self.n_chunks += not samples
+        self.samples = self.samples or samples
+
+    def falls_short(self, seq: Sequence) -> None:
+        """``seq`` found no memory."""
+        if self.short is None or seq.standing < self.short.standing:
+            self.short = seq
+
+    def plan(self) -> StepPlan:
+        return StepPlan(
+            self.step,
+            tuple([flying.work for flying in self.works]),
+            tuple(self.inits),
+            tuple(self.updates),
+            tuple(self.copies),
+        )
+
+    def flight(self) -> Flight:
+        return Flight(self.step, self.works, self.sources)
+
+    def count(self, counters: Counter[str], overlapped: bool) -> None:
+        """Adds this step to the witnesses."""
+        counters["steps"] += 1
+        counters["overlapped_steps"] += overlapped
+        counters["chunks"] += self.n_chunks
+        counters["mixed_steps"] += bool(self.n_decodes and self.n_prefills)
