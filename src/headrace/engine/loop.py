@@ -18,7 +18,7 @@ from typing import TypeVar
 from headrace.core.clock import Clock
 from headrace.core.errors import EngineDeadError
 from headrace.core.outputs import SequenceUpdate
-from headrace.core.plan import FinishReason, StepResult
+from headrace.core.plan import FinishReason, StepPlan, StepResult
 from headrace.core.request import Request
 from headrace.executor.base import Executor
 from headrace.sched.commands import Cancel, Command, Control, Finish, Submit
@@ -29,6 +29,12 @@ log = logging.getLogger("headrace")
 T = TypeVar("T")
 Sink = Callable[[list[SequenceUpdate]], None]
 """Takes the news of a step, in the loop's thread. It must not block, and if it raises the engine stops."""
+Observer = Callable[[StepPlan, StepResult], None]
+"""Sees every step that has landed, in the loop's thread: statistics. It must neither block nor raise."""
+
+
+def _observe_nothing(plan: StepPlan, result: StepResult) -> None:
+    pass
 
 
 class EngineLoop:
@@ -38,7 +44,15 @@ class EngineLoop:
     under way ends with an ``EngineDeadError`` that names the cause, and so does every later call.
     """
 
-    def __init__(self, executor: Executor, scheduler: Scheduler, depth: int, sink: Sink, clock: Clock) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        scheduler: Scheduler,
+        depth: int,
+        sink: Sink,
+        clock: Clock,
+        observer: Observer = _observe_nothing,
+    ) -> None:
         if depth < 1:
             raise ValueError(f"depth={depth}; at least one step is in flight")
         self._executor = executor
@@ -46,7 +60,8 @@ class EngineLoop:
         self._depth = depth
         self._sink = sink
         self._clock = clock
-        self._in_flight: deque[Future[StepResult]] = deque()
+        self._observer = observer
+        self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
         self._inbox: deque[Command] = deque()
         self._wakeup = threading.Condition()
         self._stopping = False
@@ -168,11 +183,15 @@ class EngineLoop:
         self._deliver(updates)
         planned = False
         while len(self._in_flight) < self._depth and (plan := self._scheduler.plan()) is not None:
-            self._in_flight.append(self._executor.submit(plan))
+            self._in_flight.append((plan, self._executor.submit(plan)))
             planned = True
         landed = bool(self._in_flight)
         if landed:
-            self._deliver(self._scheduler.apply(self._in_flight.popleft().result()))
+            plan, future = self._in_flight.popleft()
+            result = future.result()
+            news = self._scheduler.apply(result)
+            self._observer(plan, result)
+            self._deliver(news)
         return bool(commands or updates or planned or landed)
 
     def _deliver(self, updates: list[SequenceUpdate]) -> None:

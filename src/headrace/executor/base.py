@@ -20,11 +20,9 @@ class Capacity:
     max_seq_len: int
     """Prompt and output of one sequence."""
     vocab_size: int
-    eos_ids: frozenset[int]
-    """The model's end-of-sequence ids."""
     groups: tuple[CacheGroup, ...]
-    layout: ArenaLayout
-    """The arena, null sector included."""
+    arena: ArenaLayout
+    """Sectors and blocks, the null sector included."""
 
 
 class Executor(Protocol):

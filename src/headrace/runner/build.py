@@ -65,7 +65,11 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         model.bind_cache([group.layers for group in groups], views)
         sampler = TorchSampler(args.max_batch_size, model.vocab_size)
     capacity = Capacity(
-        n_slots=args.max_batch_size, max_seq_len=max_seq_len, vocab_size=model.vocab_size, groups=groups, arena=layout
+        n_slots=args.max_batch_size,
+        max_seq_len=max_seq_len,
+        vocab_size=model.vocab_size,
+        groups=groups,
+        arena=layout,
     )
     effective = {
         "dtype": str(dtype).removeprefix("torch."),
