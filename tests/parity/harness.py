@@ -65,10 +65,17 @@ class ModelRun:
     """
 
     def __init__(
-        self, folder: Path, *, chunk: int | None = None, together: bool = True, max_seq_len: int | None = None
-    ):
+        self,
+        folder: Path,
+        *,
+        chunk: int | None = None,
+        together: bool = True,
+        max_seq_len: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.ops: Ops = select_ops("cpu")
-        self.model = load(folder, BuildContext(ops=self.ops, max_seq_len=max_seq_len))
+        self.dtype = dtype
+        self.model = load(folder, BuildContext(ops=self.ops, dtype=dtype, max_seq_len=max_seq_len))
         self.groups = group_layers(self.model.cache_specs())
         self.chunk = chunk or 1 << 30
         self.together = together
@@ -79,18 +86,28 @@ class ModelRun:
         with torch.inference_mode():
             return [output for batch in batches for output in self._run(batch, max_tokens)]
 
+    def logprobs(self, prompt: Sequence[int]) -> torch.Tensor:
+        """[T, vocab_size] fp32: log probabilities after each token of the prompt, all rows in one step."""
+        sequences, free = self._start([prompt], 0)
+        with torch.inference_mode():
+            return self.model.logits(self.model.forward(self._gather(sequences, free))).log_softmax(-1)
+
     def _run(self, prompts: list[Sequence[int]], max_tokens: int) -> list[Output]:
-        n_blocks = 1 + sum((len(prompt) + max_tokens) // BLOCK_TOKENS + 1 for prompt in prompts)
-        views = [
-            torch.full((n_blocks, len(g.layers), 2, g.spec.n_kv_heads, BLOCK_TOKENS, g.spec.head_dim), torch.nan)
-            for g in self.groups
-        ]
-        self.model.bind_cache([group.layers for group in self.groups], views)
-        free = [self._random.sample(range(1, n_blocks), n_blocks - 1) for _ in self.groups]
-        sequences = [_Sequence(list(prompt), len(prompt), [[] for _ in self.groups]) for prompt in prompts]
+        sequences, free = self._start(prompts, max_tokens)
         while running := [s for s in sequences if len(s.tokens) < s.n_prompt + max_tokens]:
             self._step(running, free)
         return [Output(tuple(s.logprobs), tuple(s.tokens[s.n_prompt :])) for s in sequences]
+
+    def _start(self, prompts: list[Sequence[int]], max_tokens: int) -> tuple[list[_Sequence], list[list[int]]]:
+        """Sequences with nothing computed, and the free blocks of each group of a new cache."""
+        n_blocks = 1 + sum((len(prompt) + max_tokens) // BLOCK_TOKENS + 1 for prompt in prompts)
+        views = []
+        for group in self.groups:
+            shape = (n_blocks, len(group.layers), 2, group.spec.n_kv_heads, BLOCK_TOKENS, group.spec.head_dim)
+            views.append(torch.full(shape, torch.nan, dtype=self.dtype))
+        self.model.bind_cache([group.layers for group in self.groups], views)
+        free = [self._random.sample(range(1, n_blocks), n_blocks - 1) for _ in self.groups]
+        return [_Sequence(list(prompt), len(prompt), [[] for _ in self.groups]) for prompt in prompts], free
 
     def _step(self, running: list[_Sequence], free: list[list[int]]) -> None:
         batch = self._gather(running, free)
