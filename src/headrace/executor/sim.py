@@ -72,7 +72,7 @@ class SimExecutor:
         self._cost = cost or SimCost()
         self.model = SimModel(tuple(group.spec for group in capacity.groups), capacity.vocab_size)
         self._slots: list[_Slot | None] = [None] * capacity.n_slots
-        n_blocks = [capacity.layout.n_blocks(group) for group in range(len(capacity.groups))]
+        n_blocks = [capacity.arena.n_blocks(group) for group in range(len(capacity.groups))]
         self._store = [[[0] * BLOCK_TOKENS for _ in range(count)] for count in n_blocks]
         """Digests by group, block and offset."""
         self._in_flight: deque[dict[tuple[int, int], int]] = deque()

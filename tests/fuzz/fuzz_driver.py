@@ -1,0 +1,122 @@
+"""Random engines and random lives, from a seed: what the state machine and the soak have in common."""
+
+from __future__ import annotations
+
+import random
+
+from sim_rig import EOS, STOP, Rig, RigConfig, full, sliding
+
+from headrace.cache.manager import CacheOptions
+from headrace.core.request import Request
+from headrace.sched.options import SchedulerOptions
+
+LAYERS = (
+    lambda window: (full(),),
+    lambda window: (full(), sliding(window)),
+    lambda window: (sliding(window),) * 3 + (full(),),
+    lambda window: (full(),) * 2 + (sliding(window),),
+    lambda window: (full(), full(3), sliding(window, 2), sliding(2 * window)),
+    lambda window: (sliding(window),),
+)
+CAPACITY = ("MAX_UTILIZATION",) * 4 + ("GUARANTEED_NO_EVICT", "STATIC_BATCH")
+CHUNKING = ("FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS")
+PROPOSERS = ("none", "ngram", "seer", "blind")
+
+
+def random_config(rng: random.Random) -> RigConfig:
+    """Small limits of every kind: rows below a block, below the batch; an arena that holds little more than one."""
+    specs = rng.choice(LAYERS)(rng.choice((1, 7, 32, 33, 50, 70)))
+    chunked = rng.random() < 0.8
+    max_seq_len = rng.choice((40, 100, 200, 200))
+    return RigConfig(
+        specs=specs,
+        arena_tokens=max_seq_len * rng.choice((2, 2, 3, 5)) // 2,
+        scheduler=SchedulerOptions(
+            max_batch_size=rng.choice((1, 3, 4, 8)),
+            max_num_tokens=rng.choice((1, 3, 8, 40, 100, 100)) if chunked else rng.choice((40, 100)),
+            max_seq_len=max_seq_len,
+            chunked_prefill=chunked,
+            capacity_policy=rng.choice(CAPACITY),
+            chunking_policy=rng.choice(CHUNKING),
+            max_queue_size=rng.choice((None, None, 6)),
+            depth=rng.choice((1, 2, 2, 3)),
+        ),
+        cache=CacheOptions(block_reuse=rng.random() < 0.85, partial_reuse=rng.random() < 0.8),
+        proposer=rng.choice(PROPOSERS),
+    )
+
+
+class FuzzRig(Rig):
+    """A rig with a library of prompts that share beginnings, and random acts."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        super().__init__(random_config(self.rng))
+        self._library = [[self.rng.randrange(2, 8) for _ in range(200)] for _ in range(2)]
+        self.n_steps = 0
+
+    def random_prompt(self) -> list[int]:
+        rng = self.rng
+        shared = rng.choice(self._library)[: rng.choice((0, 5, 31, 32, 33, 63, 64, 65, 96, rng.randrange(200)))]
+        tail = [rng.randrange(2, 8) for _ in range(rng.choice((0, 0, 1, 4, 40)))]
+        limit = self.config.scheduler.max_seq_len - 1 if rng.random() < 0.9 else 200
+        return (shared + tail)[: rng.randint(1, limit) if rng.random() < 0.3 else limit] or [rng.randrange(2, 8)]
+
+    def act_submit(self) -> None:
+        rng = self.rng
+        n = rng.choice((1, 1, 1, 3))
+        now = self.clock.now()
+        prompt = self.random_prompt()
+        room = max(1, self.config.scheduler.max_seq_len - len(prompt))
+        self.submit(
+            prompt,
+            rng.choice((1, min(5, room), min(20, room), room, None, None)),
+            n=n,
+            temperature=1.0 if n > 1 else rng.choice((None, 1.0)),
+            logprobs=rng.choice((None, 0)),
+            prompt_logprobs=rng.choice((None, None, None, 0)),
+            stop_token_ids=rng.choice((None, (STOP,))),
+            eos_ids=rng.choice((frozenset(), frozenset({EOS}))),
+            seed=rng.randrange(2),
+            priority=rng.choice((0.5, 0.5, 0.9)),
+            deadline=rng.choice((None, None, None, now + rng.random() * 0.2)),
+            cache_salt=rng.choice((None, None, "other")),
+        )
+
+    def act_plan(self) -> None:
+        if len(self.in_flight) < self.config.scheduler.depth and self.plan():
+            self.n_steps += 1
+
+    def act_apply(self) -> None:
+        if self.in_flight:
+            self.apply()
+
+    def act_cancel(self) -> None:
+        if self.requests:
+            self.cancel(self._some_request())
+
+    def act_finish(self) -> None:
+        if self.requests:
+            request = self._some_request()
+            self.finish(request, self.rng.randrange(request.n))
+
+    def act_wait(self) -> None:
+        self.clock.advance(self.rng.random() * 0.05)
+        self.ingest()
+
+    def _some_request(self) -> Request:
+        live = [request_id for request_id, _ in self.scheduler.live]
+        return self.requests[self.rng.choice(live or list(self.requests))]
+
+    def act(self) -> None:
+        """One act, mostly steps."""
+        acts = (self.act_plan, self.act_apply, self.act_submit, self.act_wait, self.act_cancel, self.act_finish)
+        self.rng.choices(acts, (40, 40, 8, 4, 2, 2))[0]()
+
+    def finish_life(self) -> None:
+        self.n_steps += self.drain()
+        self.check_end()
+        options = self.config.scheduler
+        one_size = len(set(self.manager.pool.per_sector)) == 1
+        if options.capacity_policy != "MAX_UTILIZATION" and one_size:
+            assert self.scheduler.counters()["preemptions"] == 0
