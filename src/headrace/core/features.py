@@ -56,7 +56,7 @@ FEATURES: tuple[Feature, ...] = (
         "kv_reuse",
         "KV cache reuse",
         "KvCacheConfig(enable_block_reuse=True)",
-        "cached_tokens",
+        "cached_tokens.device",
         on_by_default=True,
     ),
     Feature(

@@ -25,6 +25,8 @@ from .loop import EngineLoop
 from .results import Mailbox, OutputEvent, RequestOutput
 from .text import DecodedText, NoText, TextStream
 
+_USUAL_PRIORITY = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class FrontLimits:
@@ -59,7 +61,7 @@ class Front:
         self._lock = threading.Lock()
         self._loop: EngineLoop | None = None
         self.counters: Counter[str] = Counter()
-        """Witnesses counted here: forked_outputs, stop_string_hits."""
+        """Witnesses counted here: forked_outputs, prioritised, stop_string_hits."""
 
     def attach(self, loop: EngineLoop) -> None:
         self._loop = loop
@@ -93,7 +95,7 @@ class Front:
         sampling: SamplingParams,
         *,
         streaming: bool = False,
-        priority: float = 0.5,
+        priority: float = _USUAL_PRIORITY,
         timeout: float | None = None,
         cache_salt: str | None = None,
     ) -> RequestOutput:
@@ -123,6 +125,7 @@ class Front:
         with self._lock:
             self._live[request.request_id] = live
             self.counters["forked_outputs"] += request.n - 1
+            self.counters["prioritised"] += priority != _USUAL_PRIORITY
         try:
             self.loop.submit(request)
         except BaseException:

@@ -96,10 +96,10 @@ def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], dtype: torch.
 
 
 def _dtype(wanted: str, config: dict[str, Any]) -> torch.dtype:
-    """``auto`` is what the configuration names; a file that names none was made from 16-bit weights."""
+    """``auto`` is what the configuration names. A GGUF file names none: float32 holds its block formats exactly."""
     if wanted != "auto":
         return _DTYPES[wanted]
-    named = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    named = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     if named not in _DTYPES:
         raise ConfigError(f"the checkpoint's dtype is {named!r}; set dtype to one of {', '.join(_DTYPES)}")
     return _DTYPES[named]

@@ -1,0 +1,204 @@
+"""What turns each feature of the capability table on, and runs with any set of them on.
+
+``plain`` is the run that everything must equal: one request at a time, nothing cached, nothing overlapped, one piece.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headrace import LLM, KvCacheConfig, NGramDecodingConfig, RequestOutput, SamplingParams
+
+N_REQUESTS = 12
+MAX_TOKENS = 20
+VOCAB = 300
+"""Prompts use ids below this; all tiny models have more."""
+
+
+@dataclass(slots=True)
+class Scenario:
+    """Arguments of the engine, options of the requests, and who else is about."""
+
+    args: dict[str, Any] = field(default_factory=dict)
+    cache: dict[str, Any] = field(default_factory=dict)
+    shaping: dict[str, Any] = field(default_factory=dict)
+    """Sampling options that change the output: the plain run has them as well."""
+    watching: dict[str, Any] = field(default_factory=dict)
+    """Sampling options that must not change it."""
+    n: int = 1
+    """Outputs of the requests that are not greedy."""
+    strangers: bool = False
+    """Requests that are cancelled while they run, and while they wait."""
+    priorities: bool = False
+
+
+def plain() -> Scenario:
+    return Scenario(
+        args={
+            "max_batch_size": 1,
+            "max_num_tokens": 512,
+            "enable_chunked_prefill": False,
+            "disable_overlap_scheduler": True,
+        },
+        cache={"enable_block_reuse": False, "enable_partial_reuse": False},
+    )
+
+
+def _batching(s: Scenario) -> None:
+    s.args["max_batch_size"] = 8
+
+
+def _chunks(s: Scenario) -> None:
+    s.args |= {"enable_chunked_prefill": True, "max_num_tokens": 24}
+
+
+def _reuse(s: Scenario) -> None:
+    s.cache["enable_block_reuse"] = True
+
+
+def _partial(s: Scenario) -> None:
+    s.cache |= {"enable_block_reuse": True, "enable_partial_reuse": True}
+
+
+def _preemption(s: Scenario) -> None:
+    s.args["max_batch_size"] = 8
+    s.cache["max_tokens"] = 256
+
+
+def _overlap(s: Scenario) -> None:
+    s.args["disable_overlap_scheduler"] = False
+
+
+def _ngram(s: Scenario) -> None:
+    s.args["speculative_config"] = NGramDecodingConfig(max_draft_len=3)
+
+
+def _n(s: Scenario) -> None:
+    s.n = 2
+
+
+def _cancel(s: Scenario) -> None:
+    s.strangers = True
+
+
+def _priority(s: Scenario) -> None:
+    s.priorities = True
+
+
+def _logprobs(s: Scenario) -> None:
+    s.watching["logprobs"] = 2
+
+
+def _prompt_logprobs(s: Scenario) -> None:
+    s.watching["prompt_logprobs"] = 1
+
+
+def _penalties(s: Scenario) -> None:
+    s.shaping |= {
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.2,
+        "embedding_bias": {5: 2.0, 9: -1.0},
+        "bad_token_ids": [17, (40, 41)],
+        "min_tokens": 6,
+    }
+
+
+def _stop_strings(s: Scenario) -> None:
+    s.shaping["stop"] = [chr(letter) for letter in range(ord("a"), ord("z") + 1)]
+
+
+TURN_ON: dict[str, Callable[[Scenario], None]] = {
+    "batching": _batching,
+    "chunked_prefill": _chunks,
+    "kv_reuse": _reuse,
+    "partial_reuse": _partial,
+    "preemption": _preemption,
+    "overlap": _overlap,
+    "ngram": _ngram,
+    "n": _n,
+    "cancel": _cancel,
+    "priority": _priority,
+    "logprobs": _logprobs,
+    "prompt_logprobs": _prompt_logprobs,
+    "penalties": _penalties,
+    "stop_strings": _stop_strings,
+}
+"""By the names of ``core.features.FEATURES``."""
+
+
+def with_features(names: Iterable[str]) -> Scenario:
+    scenario = plain()
+    for name in names:
+        TURN_ON[name](scenario)
+    return scenario
+
+
+def make_prompts(seed: int = 3) -> list[list[int]]:
+    """Prompts that share beginnings of every length, some of them full of repetitions."""
+    rng = random.Random(seed)
+    stem = [rng.randrange(3, VOCAB) for _ in range(100)]
+    prompts = []
+    for i in range(N_REQUESTS):
+        shared = stem[: (0, 20, 40, 71)[i % 4]]
+        own = [rng.randrange(3, VOCAB) for _ in range(rng.randrange(1, 30))]
+        if i % 3 == 0:
+            own = own[:4] * 6
+        prompts.append(shared + own)
+    return prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a run gave: by request and output."""
+
+    outputs: list[list[Any]]
+    witnesses: dict[str, int]
+    is_exact: bool
+    """The operators promise bits, not only tokens."""
+
+
+def run(folder: Path, scenario: Scenario) -> Finished:
+    """All prompts, half of them greedy and half at temperature 0.9, through one engine."""
+    cache = KvCacheConfig(**{"max_tokens": 4096} | scenario.cache)
+    with LLM(folder, dtype="float32", num_threads=1, kv_cache_config=cache, **scenario.args) as llm:
+        strangers = _start_strangers(llm) if scenario.strangers else []
+        requests = [
+            llm.generate_async(
+                prompt,
+                _sampling(scenario, index),
+                priority=(index % 5) / 4 if scenario.priorities else 0.5,
+            )
+            for index, prompt in enumerate(make_prompts())
+        ]
+        for stranger in strangers:
+            stranger.abort()
+        outputs = [request.result(timeout=120).outputs for request in requests]
+        assert all(stranger.result(timeout=60).outputs[0].finish_reason == "cancelled" for stranger in strangers)
+        witnesses = llm.get_stats()[-1]["witnesses"]
+        llm.check_integrity()
+        is_exact = set(llm.effective_config["operators"].values()) == {"native"}
+    return Finished(outputs, witnesses, is_exact)
+
+
+def _sampling(scenario: Scenario, index: int) -> SamplingParams:
+    options = {"max_tokens": MAX_TOKENS, "end_id": 2, **scenario.shaping, **scenario.watching}
+    if index % 2:
+        options |= {"temperature": 0.9, "seed": 1000 + index, "n": scenario.n}
+    return SamplingParams(**options)
+
+
+def _start_strangers(llm: LLM) -> list[RequestOutput]:
+    """More of them than may run at once; the first has begun when this returns."""
+    rng = random.Random(99)
+    forever = SamplingParams(max_tokens=150, end_id=-1)
+    strangers = [
+        llm.generate_async([rng.randrange(3, VOCAB) for _ in range(40)], forever, streaming=True, priority=1.0)
+        for _ in range(3)
+    ]
+    next(iter(strangers[0]))
+    return strangers
