@@ -107,7 +107,7 @@ def raw_logprobs(logits: np.ndarray, token: int, n_top: int) -> TokenLogprobs:
 
 def _entry(x: np.ndarray, top: float, total: int, order: list[int], token: int, n_top: int) -> TokenLogprobs:
     def logprob(t: int) -> float:
-        return ((float(x[t]) - top) - log(float(total) * 2.0**-40)) + 0.0
+        return (float(x[t]) - top) - log(float(total) * 2.0**-40)
 
     best = [t for t in order if x[t] > -np.inf][:n_top]
     return TokenLogprobs(token, logprob(token), order.index(token) + 1, tuple(best), tuple(map(logprob, best)))

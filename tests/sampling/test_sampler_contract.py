@@ -209,6 +209,15 @@ def test_processed_logprobs_are_those_of_the_draw(make: Factory) -> None:
     assert entry.top_logprobs == pytest.approx(exact.tolist(), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(0.25, (0,)), (0.26, (0, 1)), (0.5, (0, 1)), (0.75, (0, 1, 2)), (1.0, (0, 1, 2, 3))]
+)
+def test_top_p_keeps_no_token_once_p_is_reached(make: Factory, top_p: float, kept: tuple[int, ...]) -> None:
+    """Four equal masses: a cut that falls exactly between two tokens, and ties that stay with the lower ids."""
+    sampling = sampling_params(temperature=1.0, top_p=top_p, logprobs=4, logprobs_mode="processed")
+    assert run(make(1, 4), [one_row(sampling, [1.0] * 4)]).logprobs[0].top_ids == kept
+
+
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"top_p": 0.5}, {"logprobs": 1}, {"min_tokens": 5}])
 @pytest.mark.parametrize(("bad", "words"), [(np.nan, "NaN"), (np.inf, r"\+inf"), (-np.inf, "forbidden")])
 def test_a_broken_row_is_the_error_of_its_request_alone(make: Factory, options: dict, bad: float, words: str) -> None:
@@ -254,10 +263,12 @@ def test_raw_logprobs_notice_what_the_steps_have_hidden(make: Factory) -> None:
 )
 def test_options_that_do_not_fit_are_refused_by_name(make: Factory, field: str, options: dict) -> None:
     sampler = make(1, VOCAB)
-    sampler.bind(slot_init(0, sampling_params(temperature=1.0)))
+    sampler.bind(slot_init(0, sampling_params(embedding_bias={7: 100.0})))
     with pytest.raises(RequestError, match=f"SamplingParams.{field}: ") as caught:
         sampler.bind(slot_init(0, sampling_params(**options)))
     assert caught.value.param == field
+    rows = SampleRows.one_each(np.array([0]), np.array([3]), lambda slot: np.zeros(3, np.int32))
+    assert sampler.sample(rows, torch.zeros(1, VOCAB)).tokens.tolist() == [0], "the old sequence's bias is gone"
 
 
 def test_a_slot_forgets_its_last_sequence(make: Factory) -> None:

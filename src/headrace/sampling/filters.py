@@ -19,6 +19,9 @@ _SORT_WHOLE = 1024
 _FIRST_LOOK = 256
 """Tokens of the order that are looked at first for a top-p cut; most cuts come sooner."""
 
+_LOOK_FURTHER = 16
+"""When they are not enough, this many times as many are looked at next."""
+
 
 class Filters(NamedTuple):
     """Options of R rows, as columns [R, 1]."""
@@ -81,7 +84,7 @@ def keep(scaled: Tensor, filters: Filters) -> Kept:
         kept, is_open = _keep_within(scaled, length, total, filters)
         if length == vocab_size or not is_open:
             return kept
-        length = vocab_size
+        length = min(length * _LOOK_FURTHER, vocab_size)
 
 
 def _keep_within(scaled: Tensor, length: int, total: Tensor, filters: Filters) -> tuple[Kept, bool]:

@@ -94,9 +94,8 @@ def log_softmax_fixed(logits: Tensor) -> Tensor:
 
 
 def relative_logprobs(logits: Tensor, top: Tensor, log_total: Tensor) -> Tensor:
-    """Log probabilities in float64 of float32 logits, given their row's largest and its ``log_mass``. Adding 0 turns
-    -0 into 0, so that the bits do not depend on the sign of a zero."""
-    return (logits.to(torch.float64) - top.to(torch.float64)) - log_total + 0.0
+    """Log probabilities in float64 of float32 logits, given their row's largest and its ``log_mass``."""
+    return (logits.to(torch.float64) - top.to(torch.float64)) - log_total
 
 
 def argmax_lowest(values: Tensor) -> Tensor:
