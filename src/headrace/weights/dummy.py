@@ -75,7 +75,8 @@ class DummyCheckpoint:
         check_destination(out, shape, self.path, name)
         if out.numel() == 0:
             return
-        generator = torch.Generator().manual_seed(self._seed << 32 | zlib.crc32(name.encode()))
+        # torch's CPU generator looks at the low 32 bits of its seed only.
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         mean, std = self._moments(name, shape)
         n_rows = shape[0] if shape else 1
         width = out.numel() // n_rows

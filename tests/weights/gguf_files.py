@@ -1,0 +1,121 @@
+"""Small GGUF files, written by the reference writer with the changes that llama.cpp's converter makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, quants
+
+BLOCK_TYPES = ("Q4_0", "Q4_1", "Q8_0")
+
+HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB = 64, 2, 4, 2, 32, 96, 50
+
+_HF_LAYER = {
+    "attn_norm": ("input_layernorm", (HIDDEN,)),
+    "attn_q": ("self_attn.q_proj", (HEADS * HEAD_DIM, HIDDEN)),
+    "attn_k": ("self_attn.k_proj", (KV_HEADS * HEAD_DIM, HIDDEN)),
+    "attn_v": ("self_attn.v_proj", (KV_HEADS * HEAD_DIM, HIDDEN)),
+    "attn_output": ("self_attn.o_proj", (HIDDEN, HEADS * HEAD_DIM)),
+    "ffn_gate": ("mlp.gate_proj", (FFN, HIDDEN)),
+    "ffn_up": ("mlp.up_proj", (FFN, HIDDEN)),
+    "ffn_down": ("mlp.down_proj", (HIDDEN, FFN)),
+}
+_QK_NORMS = {"attn_q_norm": ("self_attn.q_norm", (HEAD_DIM,)), "attn_k_norm": ("self_attn.k_norm", (HEAD_DIM,))}
+_HF_EXTRA = {
+    "llama": {"ffn_norm": ("post_attention_layernorm", (HIDDEN,))},
+    "qwen3": {"ffn_norm": ("post_attention_layernorm", (HIDDEN,)), **_QK_NORMS},
+    "gemma3": {
+        "post_attention_norm": ("post_attention_layernorm", (HIDDEN,)),
+        "ffn_norm": ("pre_feedforward_layernorm", (HIDDEN,)),
+        "post_ffw_norm": ("post_feedforward_layernorm", (HIDDEN,)),
+        **_QK_NORMS,
+    },
+}
+
+
+def layout(arch: str, tied: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """GGUF name -> (Hugging Face name, shape)."""
+    tensors = {
+        "token_embd.weight": ("model.embed_tokens.weight", (VOCAB, HIDDEN)),
+        "output_norm.weight": ("model.norm.weight", (HIDDEN,)),
+    }
+    if not tied:
+        tensors["output.weight"] = ("lm_head.weight", (VOCAB, HIDDEN))
+    for layer in range(LAYERS):
+        for stem, (name, shape) in {**_HF_LAYER, **_HF_EXTRA[arch]}.items():
+            tensors[f"blk.{layer}.{stem}.weight"] = (f"model.layers.{layer}.{name}.weight", shape)
+    return tensors
+
+
+def original_weights(arch: str, tied: bool, seed: int = 0) -> dict[str, np.ndarray]:
+    """Hugging Face name -> float32 values."""
+    random = np.random.default_rng(seed)
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in layout(arch, tied).values()}
+
+
+def converted(arch: str, gguf_name: str, weight: np.ndarray) -> np.ndarray:
+    """What the converter makes of a weight: q and k rows in rotation pairs, Gemma norms plus one."""
+    for stem, heads in (("attn_q", HEADS), ("attn_k", KV_HEADS)):
+        if arch == "llama" and f".{stem}." in gguf_name:
+            return weight.reshape(heads, 2, HEAD_DIM // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    if arch == "gemma3" and gguf_name.endswith("norm.weight"):
+        return weight + 1
+    return weight
+
+
+def metadata(arch: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "context_length": 2048,
+        "embedding_length": HIDDEN,
+        "block_count": LAYERS,
+        "feed_forward_length": FFN,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV_HEADS,
+        "attention.key_length": HEAD_DIM,
+        "attention.value_length": HEAD_DIM,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": 50_000.0,
+    }
+    if arch == "gemma3":
+        fields["attention.sliding_window"] = 512
+    return fields
+
+
+def write_gguf(
+    path: Path,
+    arch: str = "llama",
+    *,
+    weights: Mapping[str, np.ndarray] | None = None,
+    kind: str = "F32",
+    tied: bool = True,
+    fields: Mapping[str, Any] | None = None,
+    extra: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Write a file; matrices are stored as ``kind``, vectors as F32. ``fields`` replaces metadata (None removes)."""
+    writer = GGUFWriter(path, arch)
+    for key, value in (metadata(arch) | dict(fields or {})).items():
+        if value is not None:
+            _add(writer, f"{arch}.{key}", value)
+    writer.add_eos_token_id(2)
+    writer.add_eot_token_id(7)
+    writer.add_bos_token_id(1)
+    given = weights if weights is not None else original_weights(arch, tied)
+    for gguf_name, (name, _) in layout(arch, tied).items():
+        stored = converted(arch, gguf_name, given[name])
+        form = GGMLQuantizationType[kind] if stored.ndim > 1 else GGMLQuantizationType.F32
+        writer.add_tensor(gguf_name, quants.quantize(stored, form), raw_dtype=form)
+    for gguf_name, tensor in (extra or {}).items():
+        writer.add_tensor(gguf_name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    adders.get(type(value), writer.add_array)(key, value)
