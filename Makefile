@@ -22,7 +22,7 @@ DEMO_PROMPTS := \
 	"Explain in two sentences why the sky is blue." \
 	"Name three planets and one fact about each."
 
-.PHONY: install demo test test-slow lint bench clean
+.PHONY: install demo test test-slow lint structure bench clean
 
 install: $(STAMP)
 
@@ -51,8 +51,9 @@ $(BIN)/python:
 		exit 1; \
 	}
 
+# float32, since the model is small and its 4-bit weights lose a little more when they are rounded to bfloat16.
 demo: install
-	@$(BIN)/headrace generate smollm2 $(DEMO_PROMPTS) --max-tokens 96
+	@$(BIN)/headrace generate smollm2 $(DEMO_PROMPTS) --max-tokens 96 --dtype float32
 
 test: install lint
 	$(PYTEST) -m "not slow" $(TEST_ARGS)
@@ -64,6 +65,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The module list in docs/structure.md.
+structure: install
+	$(BIN)/python docs/structure.py
 
 bench: install
 	$(BIN)/headrace bench throughput smollm2

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import RequestError
 from .validate import first_problem
+
+_F32_MAX = 3.4028234663852886e38
 
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 TokenIds = tuple[int, ...]
@@ -21,7 +24,9 @@ class SamplingParams(BaseModel):
     ``top_p`` is 1.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=False, use_attribute_docstrings=True
+    )
 
     # Length and end.
     max_tokens: Annotated[int, Field(ge=1)] | None = 32
@@ -151,3 +156,31 @@ class SamplingParams(BaseModel):
         if self.temperature == 0.0 or self.top_k == 1:
             return True
         return self.temperature is None and not self.top_k and self.top_p is None
+
+
+def check_tokens(sampling: SamplingParams, vocab_size: int) -> None:
+    """Raises ``RequestError`` naming the field, if it holds a token id outside the vocabulary or a number that cannot
+    be calculated with. For the front to call when a request comes in; ``bind`` calls it too."""
+    fields: dict[str, Iterable[int]] = {
+        "stop_token_ids": sampling.stop_token_ids or (),
+        "embedding_bias": sampling.embedding_bias or (),
+        "bad_token_ids": [token for sequence in sampling.bad_token_ids or () for token in sequence],
+    }
+    for name, tokens in fields.items():
+        for token in tokens:
+            if not 0 <= token < vocab_size:
+                raise RequestError(
+                    f"SamplingParams.{name}: token id {token} is not in the vocabulary (0 to {vocab_size - 1})",
+                    param=name,
+                )
+    for token, bias in (sampling.embedding_bias or {}).items():
+        if not bias <= _F32_MAX:
+            raise RequestError(
+                f"SamplingParams.embedding_bias: {bias} for token {token}; it must be a number, {_F32_MAX:.3g} at most "
+                "(minus infinity forbids the token)",
+                param="embedding_bias",
+            )
+    for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+        value = getattr(sampling, name)
+        if value is not None and not abs(value) <= _F32_MAX:
+            raise RequestError(f"SamplingParams.{name}: {value} is not a finite float32 number", param=name)

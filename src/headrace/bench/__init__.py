@@ -1,0 +1,1 @@
+"""Measuring: this machine's limits, and what the engine makes of them."""

@@ -1,0 +1,1 @@
+"""The command line: one small file for each command. Imports torch only when a model is started."""

@@ -1,0 +1,97 @@
+"""``headrace features``: what the engine can do, what goes with what, and what is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+
+from headrace.cli import console
+from headrace.core.features import FEATURES, MISSING_ARGS, MISSING_SAMPLING, Missing
+
+
+def features(
+    model: Annotated[str | None, typer.Argument(help="A model to look at: its architecture and its layers.")] = None,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
+) -> None:
+    """Show what the engine can do, how each feature is turned on, and what it refuses."""
+    facts = _model_facts(model) if model is not None else None
+    if json:
+        refused = (*MISSING_ARGS, *MISSING_SAMPLING)
+        console.print_json(
+            {
+                "model": facts,
+                "features": [dataclasses.asdict(row) for row in FEATURES],
+                "refused": [dataclasses.asdict(row) for row in refused],
+            }
+        )
+        return
+    out = console.out()
+    if facts is not None:
+        out.print(_facts_table(facts), "")
+    out.print(_feature_table(), "")
+    out.print(_missing_table("Arguments of LLM that this version refuses", MISSING_ARGS), "")
+    out.print(_missing_table("Fields of SamplingParams that this version refuses", MISSING_SAMPLING))
+
+
+def _model_facts(name: str) -> dict[str, Any]:
+    """What the configuration says; no weights are read. Raises ``ModelError`` when the model is not supported."""
+    import torch
+
+    from headrace.layers.base import BuildContext
+    from headrace.models.registry import architecture_of, build_model
+    from headrace.ops.table import select_ops
+    from headrace.weights.checkpoint import open_checkpoint
+    from headrace.weights.resolve import resolve_model
+
+    checkpoint = open_checkpoint(resolve_model(name, on_note=console.note).path)
+    config = checkpoint.config()
+    checkpoint.close()
+    device = torch.device("cpu")
+    built = build_model(config, BuildContext(select_ops(device), torch.bfloat16, device))
+    return {
+        "architecture": architecture_of(config),
+        "parameters": built.n_params,
+        "positions": built.max_positions,
+        "vocabulary": built.vocab_size,
+        "layers": dict(Counter(_kind(spec) for spec in built.cache_specs())),
+    }
+
+
+def _kind(spec: Any) -> str:
+    """``SlidingKV: 4 KV heads of 64, window 512``."""
+    window = f", window {spec.window}" if hasattr(spec, "window") else ""
+    return f"{type(spec).__name__}: {spec.n_kv_heads} KV heads of {spec.head_dim}{window}"
+
+
+def _facts_table(facts: dict[str, Any]) -> Any:
+    table = console.table("", "")
+    table.show_header = False
+    table.add_row("architecture", f"{facts['architecture']}, supported; every feature below works with it")
+    table.add_row("parameters", f"{facts['parameters'] / 1e6:,.0f} million")
+    table.add_row("positions", f"{facts['positions']:,}")
+    for spec, count in facts["layers"].items():
+        table.add_row("layers", f"{count} x {spec}")
+    return table
+
+
+def _feature_table() -> Any:
+    table = console.table("feature", "default", "turned on by", "counter in get_stats", title="Features")
+    for row in FEATURES:
+        excludes = "".join(f"\nnot with {name}: {reason}" for name, reason in (row.excludes or {}).items())
+        table.add_row(row.title, "on" if row.on_by_default else "-", row.turned_on_by + excludes, row.witness)
+    return table
+
+
+def _missing_table(title: str, rows: tuple[Missing, ...]) -> Any:
+    """One line for each reason, with the options it holds for."""
+    by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        by_reason.setdefault(row.reason, []).append(row.option)
+    table = console.table("option", "why", title=title)
+    for reason, options in by_reason.items():
+        table.add_row(", ".join(options), reason)
+    return table

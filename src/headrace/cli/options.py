@@ -1,0 +1,210 @@
+"""Options that several commands share: of the engine, and of sampling (one for each field of ``SamplingParams``)."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+
+from headrace.core.errors import ConfigError, RequestError
+from headrace.core.features import MISSING_SAMPLING
+from headrace.core.sampling_params import SamplingParams
+
+DEFAULT_MODEL = "smollm2"
+_ENGINE = "Engine"
+_SAMPLING = "Sampling"
+
+# Fields that say what a Python caller gets back, or that the commands set themselves.
+_NOT_IN_A_TERMINAL = {
+    "add_special_tokens",
+    "detokenize",
+    "exclude_input_from_output",
+    "pad_id",
+    "return_perf_metrics",
+    "spaces_between_special_tokens",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a field is typed on the command line, and how the text becomes its value."""
+
+    annotation: Any
+    metavar: str
+    parse: Callable[[Any], Any]
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"cannot read {text!r}: {str(error).splitlines()[0]}. Give a number, a word or a YAML value"
+        ) from None
+
+
+_KINDS: dict[Any, Kind] = {
+    bool: Kind(bool | None, "", _as_it_is),
+    int: Kind(int | None, "N", _as_it_is),
+    float: Kind(float | None, "X", _as_it_is),
+    tuple[str, ...]: Kind(list[str] | None, "TEXT", tuple),
+    tuple[int, ...]: Kind(list[int] | None, "ID", tuple),
+}
+_YAML_KIND = Kind(str | None, "YAML", _yaml)
+
+
+def _kind(annotation: Any) -> Kind:
+    """The kind of a field's type: None in a union and limits in ``Annotated`` do not matter here."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        (annotation,) = (part for part in typing.get_args(annotation) if part is not types.NoneType)
+    if typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) is Literal:
+        return Kind(str | None, "|".join(typing.get_args(annotation)), _as_it_is)
+    return _KINDS.get(annotation, _YAML_KIND)
+
+
+def sampling_fields() -> dict[str, Kind]:
+    """The fields of ``SamplingParams`` that the command line offers, in their order."""
+    hidden = _NOT_IN_A_TERMINAL | {row.option for row in MISSING_SAMPLING}
+    return {name: _kind(field.annotation) for name, field in SamplingParams.model_fields.items() if name not in hidden}
+
+
+def with_sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives ``command`` one option for each sampling field; it gets those that were set as the dict ``sampling``."""
+    kinds = sampling_fields()
+    added = []
+    for name, kind in kinds.items():
+        field = SamplingParams.model_fields[name]
+        option = typer.Option(
+            _flag(name, field.default),
+            metavar=kind.metavar or None,
+            help=" ".join((field.description or "").replace("``", "").split()),
+            rich_help_panel=_SAMPLING,
+            show_default=False,
+        )
+        added.append(_parameter(name, kind.annotation, option))
+
+    def run(**options: Any) -> Any:
+        given = {name: options.pop(name) for name in kinds}
+        sampling = {name: kinds[name].parse(value) for name, value in given.items() if value not in (None, [])}
+        return command(**options, sampling=sampling)
+
+    return _with_parameters(run, command, "sampling", added)
+
+
+def _flag(name: str, default: Any) -> str:
+    """``--top-k`` for top_k. A switch that is on by default gets the flag that turns it off, and no other."""
+    words = name.replace("_", "-")
+    return f" /--no-{words}" if default is True else f"--{words}"
+
+
+def with_engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives ``command`` the options of the engine; it gets ``engine``, the keyword arguments of ``LLM``."""
+    template = inspect.signature(_engine_options, eval_str=True)
+
+    def run(**options: Any) -> Any:
+        engine = _engine_options(**{name: options.pop(name) for name in template.parameters})
+        return command(**options, engine=engine)
+
+    return _with_parameters(run, command, "engine", list(template.parameters.values()))
+
+
+def _engine(*flags: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*flags, help=help, metavar=metavar, rich_help_panel=_ENGINE)
+
+
+def _engine_options(
+    dtype: Annotated[str | None, _engine(help="auto, float32, bfloat16 or float16.")] = None,
+    max_batch_size: Annotated[int | None, _engine(help="Sequences that run at once.")] = None,
+    max_num_tokens: Annotated[int | None, _engine(help="Rows of one step.")] = None,
+    max_seq_len: Annotated[int | None, _engine(help="Prompt and output together.")] = None,
+    kv_tokens: Annotated[int | None, _engine(help="Tokens the KV cache holds.")] = None,
+    threads: Annotated[int | None, _engine(help="Compute threads.")] = None,
+    speculative: Annotated[str | None, _engine(help="Draft tokens with: ngram.")] = None,
+    draft_len: Annotated[int, _engine(help="Most draft tokens a step.")] = 4,
+    settings: Annotated[
+        list[str] | None,
+        _engine("--set", metavar="PATH=VALUE", help="Any argument of LLM: --set scheduler_config.max_queue_size=8."),
+    ] = None,
+) -> dict[str, Any]:
+    """The keyword arguments of ``LLM`` that these options stand for; ``--set`` comes last and wins."""
+    plain = {
+        "dtype": dtype,
+        "max_batch_size": max_batch_size,
+        "max_num_tokens": max_num_tokens,
+        "max_seq_len": max_seq_len,
+        "num_threads": threads,
+    }
+    arguments: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
+    if kv_tokens is not None:
+        arguments["kv_cache_config"] = {"max_tokens": kv_tokens}
+    if speculative is not None:
+        if speculative != "ngram":
+            raise ConfigError(f"--speculative {speculative}: this version drafts with 'ngram' only")
+        arguments["speculative_config"] = {"max_draft_len": draft_len}
+    for setting in settings or ():
+        _put(arguments, setting)
+    return arguments
+
+
+def _put(arguments: dict[str, Any], setting: str) -> None:
+    """Sets ``a.b=value`` in nested dicts."""
+    path, equals, text = setting.partition("=")
+    names = path.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"--set {setting}: write it as name=value or group.name=value")
+    node = arguments
+    for name in names[:-1]:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {setting}: {name!r} is already set to {node!r}, which has no parts")
+    node[names[-1]] = _yaml(text)
+
+
+def sampling_params(given: Mapping[str, Any], **defaults: Any) -> SamplingParams:
+    """``SamplingParams`` of the options that were given, over ``defaults``. Raises ``RequestError``."""
+    return SamplingParams(**{**defaults, **given})
+
+
+def split_model(words: Sequence[str], model: str | None) -> tuple[str, list[str]]:
+    """(model, prompts). Without ``--model`` the first word is the model; one that holds a space is a prompt already."""
+    if model is not None:
+        return model, list(words)
+    if words and not any(letter.isspace() for letter in words[0]):
+        return words[0], list(words[1:])
+    return DEFAULT_MODEL, list(words)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ``RequestError`` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise RequestError(message)
+
+
+def _parameter(name: str, annotation: Any, option: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
+    )
+
+
+def _with_parameters(
+    run: Callable[..., Any], command: Callable[..., Any], replaced: str, added: list[inspect.Parameter]
+) -> Callable[..., Any]:
+    """``run`` with the name, text and signature of ``command``, its parameter ``replaced`` giving way to ``added``."""
+    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != replaced]
+    keyword = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *added)]
+    run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
+    run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in keyword}
+    return run

@@ -1,0 +1,57 @@
+"""Starting a model for a command: what happens is said on stderr while it happens, with its time."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from headrace.cli import console
+from headrace.core.clock import Clock, SystemClock
+from headrace.core.phases import Phases
+
+if TYPE_CHECKING:
+    from headrace.llm import LLM
+
+
+class _Notes(logging.Handler):
+    """Shows the engine's own log on stderr: a note dim, a warning plain."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            console.err().print(f"{record.levelname.lower()}: {text}", style="yellow", markup=False)
+        else:
+            console.note(text)
+
+
+def show_log(quiet: bool) -> None:
+    """Sends the engine's log to stderr: warnings only when ``quiet``."""
+    log = logging.getLogger("headrace")
+    log.handlers = [_Notes()]
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    log.propagate = False
+
+
+@contextmanager
+def started(model: str, engine: Mapping[str, Any], *, quiet: bool, clock: Clock | None = None) -> Iterator[LLM]:
+    """The model, ready to generate, and shut down at the end. Raises what ``LLM`` raises."""
+    clock = clock or SystemClock()
+    show_log(quiet)
+    phases = Phases(clock)
+    begin = clock.now()
+    with phases.time("import torch"):
+        import torch  # noqa: F401  half of the start of a small model: it gets a line of its own
+    from headrace.llm import LLM
+
+    with LLM(model, **engine) as llm:
+        if not quiet:
+            console.note(f"{model} is ready after {clock.now() - begin:.2f} s")
+        yield llm
+
+
+def is_terminal() -> bool:
+    """True when a person looks at stdout."""
+    return sys.stdout.isatty()
