@@ -15,6 +15,7 @@ from headrace.ops.reference import attention
 from headrace.ops.reference.attention import BACKEND
 
 N_LAYERS = 3
+NO_BLOCK = 1 << 30
 
 
 def arena(n_blocks: int, n_kv: int, dim: int, padding: int, garbage: float, dtype: torch.dtype) -> torch.Tensor:
@@ -48,15 +49,15 @@ class Case:
         n_blocks = 1 + sum(widths)
         self.cache = arena(n_blocks, n_kv, dim, padding, garbage, dtype)[:, 1]
         order = (1 + torch.randperm(n_blocks - 1, generator=rng)).tolist()
-        # Columns that hold nothing for a sequence point at block 0, which is garbage throughout.
-        self.table = torch.zeros(len(rows), max(widths), dtype=torch.int32)
+        # Columns that hold nothing for a sequence name a block that does not exist.
+        self.table = torch.full((len(rows), max(widths)), NO_BLOCK, dtype=torch.int32)
         for s, width in enumerate(widths):
             self.table[s, :width] = torch.tensor([order.pop() for _ in range(width)])
             for p in range(self.lengths[s] - self.new[s]):
                 self.cache[self.table[s, p // 32], 0, :, p % 32] = self.k[s][p]
                 self.cache[self.table[s, p // 32], 1, :, p % 32] = self.v[s][p]
             first = self.spec.needed_from(self.lengths[s] - self.new[s])
-            self.table[s, : first // BLOCK_TOKENS] = 0
+            self.table[s, : first // BLOCK_TOKENS] = NO_BLOCK
 
     def run(self, which: list[int]) -> list[torch.Tensor]:
         """The new rows of the sequences in ``which``, together."""
