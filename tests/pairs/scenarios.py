@@ -29,6 +29,8 @@ class Scenario:
     """Sampling options that change the output: the plain run has them as well."""
     watching: dict[str, Any] = field(default_factory=dict)
     """Sampling options that must not change it."""
+    watches_prompt: bool = False
+    """Every other pair of requests asks for prompt logprobs: those recompute what the others take from the cache."""
     n: int = 1
     """Outputs of the requests that are not greedy."""
     strangers: bool = False
@@ -94,7 +96,7 @@ def _logprobs(s: Scenario) -> None:
 
 
 def _prompt_logprobs(s: Scenario) -> None:
-    s.watching["prompt_logprobs"] = 1
+    s.watches_prompt = True
 
 
 def _penalties(s: Scenario) -> None:
@@ -109,7 +111,7 @@ def _penalties(s: Scenario) -> None:
 
 
 def _stop_strings(s: Scenario) -> None:
-    s.shaping["stop"] = [chr(letter) for letter in range(ord("a"), ord("z") + 1)]
+    s.shaping["stop"] = list("aeiouxyz")
 
 
 TURN_ON: dict[str, Callable[[Scenario], None]] = {
@@ -133,8 +135,12 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
 
 def with_features(names: Iterable[str]) -> Scenario:
     scenario = plain()
-    for name in names:
+    on = set(names)
+    for name in on:
         TURN_ON[name](scenario)
+    if {"overlap", "ngram"} <= on:
+        # Every sequence waits for its own tokens; a step overlaps another only where rows have to take turns.
+        scenario.args |= {"max_batch_size": 8, "enable_chunked_prefill": True, "max_num_tokens": 12}
     return scenario
 
 
@@ -187,6 +193,8 @@ def run(folder: Path, scenario: Scenario) -> Finished:
 
 def _sampling(scenario: Scenario, index: int) -> SamplingParams:
     options = {"max_tokens": MAX_TOKENS, "end_id": 2, **scenario.shaping, **scenario.watching}
+    if scenario.watches_prompt and index % 4 < 2:
+        options["prompt_logprobs"] = 1
     if index % 2:
         options |= {"temperature": 0.9, "seed": 1000 + index, "n": scenario.n}
     return SamplingParams(**options)

@@ -18,7 +18,7 @@ from headrace.core.features import refuse_missing_sampling
 from headrace.core.outputs import RequestPerfMetrics, SequenceUpdate
 from headrace.core.plan import FinishReason
 from headrace.core.request import Request
-from headrace.core.sampling_params import SamplingParams
+from headrace.core.sampling_params import SamplingParams, check_tokens
 from headrace.tokenizer.tokenizer import Tokenizer
 
 from .loop import EngineLoop
@@ -79,6 +79,7 @@ class Front:
     def prepare(self, prompt: str | Sequence[int], sampling: SamplingParams) -> tuple[str | None, tuple[int, ...]]:
         """(text, token ids) of a prompt, checked and truncated. Raises ``RequestError``."""
         refuse_missing_sampling(sampling)
+        check_tokens(sampling, self._limits.vocab_size)
         text = prompt if isinstance(prompt, str) else None
         ids = self._encode(prompt, sampling) if isinstance(prompt, str) else tuple(int(token) for token in prompt)
         if sampling.truncate_prompt_tokens is not None:

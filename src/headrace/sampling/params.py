@@ -7,14 +7,12 @@ need some work by testing bits in ``flags``; it never looks at a ``SamplingParam
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..core.errors import RequestError
 from ..core.plan import SlotInit
-from ..core.sampling_params import SamplingParams
+from ..core.sampling_params import SamplingParams, check_tokens
 from .history import TokenCounts
 
 IntArray = np.ndarray
@@ -61,34 +59,6 @@ class SlotTokens:
 
     def __post_init__(self) -> None:
         self.bad_reach = max((len(prefix) for prefix, _ in self.bad_sequences), default=0)
-
-
-def check_tokens(sampling: SamplingParams, vocab_size: int) -> None:
-    """Raises ``RequestError`` naming the field, if it holds a token id outside the vocabulary or a number that cannot
-    be calculated with. For the front to call when a request comes in; ``bind`` calls it too."""
-    fields: dict[str, Iterable[int]] = {
-        "stop_token_ids": sampling.stop_token_ids or (),
-        "embedding_bias": sampling.embedding_bias or (),
-        "bad_token_ids": [token for sequence in sampling.bad_token_ids or () for token in sequence],
-    }
-    for name, tokens in fields.items():
-        for token in tokens:
-            if not 0 <= token < vocab_size:
-                raise RequestError(
-                    f"SamplingParams.{name}: token id {token} is not in the vocabulary (0 to {vocab_size - 1})",
-                    param=name,
-                )
-    for token, bias in (sampling.embedding_bias or {}).items():
-        if not bias <= _F32_MAX:
-            raise RequestError(
-                f"SamplingParams.embedding_bias: {bias} for token {token}; it must be a number, {_F32_MAX:.3g} at most "
-                "(minus infinity forbids the token)",
-                param="embedding_bias",
-            )
-    for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-        value = getattr(sampling, name)
-        if value is not None and not abs(value) <= _F32_MAX:
-            raise RequestError(f"SamplingParams.{name}: {value} is not a finite float32 number", param=name)
 
 
 class SamplerState:
