@@ -2,8 +2,9 @@
 
 What a template may use is what transformers gives it (``utils/chat_template_utils.py``): blocks trimmed, ``tojson``
 without HTML escapes, ``raise_exception``, ``strftime_now``, loop controls, and ``{% generation %}`` blocks, which only
-mark text. minijinja renders several times faster than jinja2 and cannot reach Python objects; jinja2's sandbox takes
-over the few templates that minijinja does not understand.
+mark text. minijinja renders several times faster than jinja2; jinja2's sandbox takes over the few templates that
+minijinja does not understand. Both get a copy of plain data: minijinja lets a template call the public methods of a
+Python object.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ class ChatTemplate:
         """The text. Raises ``RequestError`` with the template's own message if it refuses, or with what went wrong."""
         if not all(isinstance(message, Mapping) and "role" in message for message in messages):
             raise RequestError("each message is an object with a 'role' (and a 'content')", param="messages")
-        given = {**self._special_tokens, **variables, "messages": [dict(message) for message in messages]}
+        given = {**self._special_tokens, **variables, "messages": messages}
         try:
             try:
-                return self._render(given)
+                return self._render(_plain(given))
             except minijinja.TemplateError:
                 # A limit of minijinja, or an error in the template: jinja2, the reference, decides which.
-                return self._jinja2()(given)
+                return self._jinja2()(_plain(given))
         except _Refusal as refusal:
             raise RequestError(f"the chat template refuses the messages: {refusal}", param="messages") from None
         except RequestError:
@@ -121,6 +122,20 @@ def _generation_blocks() -> type[jinja2.ext.Extension]:
             return jinja2.nodes.Scope(body, lineno=line)
 
     return GenerationBlocks
+
+
+def _plain(value: Any, name: str = "variables") -> Any:
+    """A deep copy that holds nothing but what JSON can: lists, objects, texts, numbers, booleans and None."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, str(key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, name) for item in value]
+    raise RequestError(
+        f"chat: {name!r} holds a {type(value).__name__}; a template takes lists, dicts, texts, numbers, bools, None",
+        param=name,
+    )
 
 
 def _tojson(

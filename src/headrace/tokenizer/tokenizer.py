@@ -77,8 +77,8 @@ class Tokenizer:
         """
         try:
             return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:
-            raise RequestError(f"the text is not valid Unicode: {error}", param="prompt") from error
+        except TypeError as error:
+            raise RequestError(f"expected a text of valid Unicode, found {text!r:.60}", param="prompt") from error
 
     def decode(
         self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
