@@ -44,7 +44,10 @@ def reference(path: Path, dtype: torch.dtype) -> transformers.PreTrainedModel:
     assert set(missing) <= {"lm_head.weight"}
     assert not unexpected
     model.tie_weights()
-    return model.to(dtype)
+    model.to(dtype)
+    # A model loaded in bf16 keeps its rope frequencies in fp32; the cast above has rounded them.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    return model
 
 
 def ask(llm: LLM, question: str, **options: object) -> RequestOutput:

@@ -19,7 +19,6 @@ from headrace.executor.base import Capacity
 from headrace.executor.inproc import InprocExecutor
 from headrace.runner.build import build_worker
 from headrace.runner.memory import MemoryPlan
-from headrace.runner.worker import Worker
 from headrace.sched.options import SchedulerOptions
 from headrace.sched.scheduler import Scheduler
 from headrace.spec.ngram import NGramProposer
@@ -79,17 +78,11 @@ def build_engine(args: LlmArgs) -> Engine:
     with phases.time("load tokenizer"):
         tokenizer = _tokenizer(args, found.path)
     eos_ids = _eos_ids(config, generation, tokenizer)
-    workers: list[Worker] = []
-
-    def build() -> Worker:
-        workers.append(build_worker(args, config, checkpoint, phases))
-        return workers[0]
-
-    executor = InprocExecutor(build)
+    executor = InprocExecutor(lambda: build_worker(args, config, checkpoint, phases))
     try:
         capacity = executor.start()
         with phases.time("start loop"):
-            engine = _assemble(args, executor, capacity, tokenizer, eos_ids, phases, workers[0])
+            engine = _assemble(args, executor, capacity, tokenizer, eos_ids, phases)
             engine.loop.start()
     except BaseException:
         executor.close()
@@ -106,7 +99,6 @@ def _assemble(
     tokenizer: Tokenizer | None,
     eos_ids: frozenset[int],
     phases: Phases,
-    worker: Worker,
 ) -> Engine:
     clock = SystemClock()
     depth = 1 if args.disable_overlap_scheduler else 2
@@ -138,7 +130,8 @@ def _assemble(
     stats = StatsRecorder(scheduler, clock, args.iter_stats_max_iterations)
     loop = EngineLoop(executor, scheduler, depth, front.deliver, clock, stats.observe)
     front.attach(loop)
-    return Engine(front, loop, executor, stats, tokenizer, phases, worker.memory, dict(worker.effective))
+    memory, effective = executor.call("describe")
+    return Engine(front, loop, executor, stats, tokenizer, phases, memory, effective)
 
 
 def _active_features(args: LlmArgs) -> Iterable[str]:

@@ -19,13 +19,16 @@ class Worker:
     def __init__(self, runner: StepRunner, capacity: Capacity, memory: MemoryPlan, effective: dict[str, Any]) -> None:
         self._runner = runner
         self.capacity = capacity
-        self.memory = memory
-        self.effective = effective
-        """Settings as they really are, for ``LLM.effective_config``."""
+        self._memory = memory
+        self._effective = effective
 
     def execute(self, plan: StepPlan) -> StepResult:
         with torch.inference_mode():
             return self._runner.execute(plan)
+
+    def describe(self) -> tuple[MemoryPlan, dict[str, Any]]:
+        """Where memory went, and the settings as they really are."""
+        return self._memory, self._effective
 
     def slot_state(self) -> dict[str, list[int]]:
         """Lengths by slot: for error reports and tests."""
