@@ -69,3 +69,7 @@ app.command()(chat)
 app.add_typer(bench)
 app.command()(features)
 app.command()(doctor)
+
+
+if __name__ == "__main__":
+    app()
