@@ -95,7 +95,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("stop_strings", "Stop strings", "SamplingParams(stop)", "stop_string_hits"),
 )
 
-_LATER = "not in this version; it has an issue of its own"
+_LATER = "not in this version"
 
 MISSING_ARGS: tuple[Missing, ...] = (
     Missing("trust_remote_code", "headrace never runs code that comes with a checkpoint", (None, False)),
@@ -106,7 +106,7 @@ MISSING_ARGS: tuple[Missing, ...] = (
     Missing("moe_tensor_parallel_size", f"more than one rank is {_LATER}", (None, 1)),
     Missing("enable_attention_dp", f"attention data parallelism is {_LATER}", (None, False)),
     Missing("attention_dp_config", f"attention data parallelism is {_LATER}"),
-    Missing("cuda_graph_config", f"graph capture comes with the native core and is {_LATER}"),
+    Missing("cuda_graph_config", f"graph capture is {_LATER}"),
     Missing("torch_compile_config", "headrace does not use torch.compile; leave it out"),
     Missing("cache_transceiver_config", f"disaggregated serving is {_LATER}"),
     Missing("guided_decoding_backend", f"guided decoding is {_LATER}"),
