@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from headrace.core.errors import CheckpointError, ModelError
 from headrace.weights.checkpoint import expect, open_checkpoint
 from headrace.weights.dummy import write_safetensors
+from headrace.weights.files import DataFile
 
 CONFIG = {"model_type": "llama", "hidden_size": 8}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn)
@@ -65,6 +66,26 @@ def test_read_into_converts_in_chunks_and_leaves_neighbours_alone(tmp_path: Path
         assert torch.equal(fused[1:-1], tensor.to(dtype))
         assert (fused[0] == 7).all()
         assert (fused[-1] == 7).all()
+
+
+def test_converting_leaves_torchs_threads_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(write_safetensors(tmp_path, CONFIG, {"w": torch.ones(64, 64)}))
+    inside = []
+    read = DataFile.read_into
+
+    def spy(*args: object) -> None:
+        inside.append(torch.get_num_threads())
+        read(*args)
+
+    monkeypatch.setattr(DataFile, "read_into", spy)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        checkpoint.read_into("w", torch.empty(64, 64, dtype=torch.bfloat16))
+        assert inside == [1]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_read_into_refuses_other_shapes_and_strides(tmp_path: Path) -> None:

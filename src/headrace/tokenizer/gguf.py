@@ -228,15 +228,15 @@ def _bpe(fields: _Fields, merges: list[tuple[str, ...]], **options: Any) -> mode
 
 def _merges_by_score(fields: _Fields) -> list[tuple[str, ...]]:
     """The merges that sentencepiece makes: any two neighbours whose concatenation is a piece, best score first."""
-    ids, types = fields.ids, fields.types
+    find = fields.ids.get
     found = []
-    for token_id, score in enumerate(fields.scores()):
-        if types[token_id] not in (TokenType.NORMAL, TokenType.USER_DEFINED):
+    for piece, score, kind in zip(fields.tokens, fields.scores(), fields.types, strict=True):
+        if kind not in (TokenType.NORMAL, TokenType.USER_DEFINED):
             continue
-        piece = fields.tokens[token_id]
         for cut in range(1, len(piece)):
-            left, right = ids.get(piece[:cut]), ids.get(piece[cut:])
-            if left is not None and right is not None:
+            # Gemma has 262,144 pieces and two million cuts: look for the second half only when there is a first.
+            left = find(piece[:cut])
+            if left is not None and (right := find(piece[cut:])) is not None:
                 found.append((-score, left, right))
     found.sort()
     tokens = fields.tokens

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +76,24 @@ def fill_by_rows(
     """
     rows = out.detach().view(n_rows, -1)
     step = max(multiple, CHUNK_BYTES // max(row_bytes, 1) // multiple * multiple)
-    for first in range(0, n_rows, step):
-        last = min(first + step, n_rows)
-        rows[first:last] = read(first, last).view(last - first, -1)
+    with _one_thread():
+        for first in range(0, n_rows, step):
+            last = min(first + step, n_rows)
+            rows[first:last] = read(first, last).view(last - first, -1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """No torch threads inside: chunks are so small that waiting for one another costs more than the work, and on a busy
+    machine fifty times more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_destination(out: torch.Tensor, shape: tuple[int, ...], path: Path, name: str) -> None:
