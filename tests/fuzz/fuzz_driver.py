@@ -117,6 +117,10 @@ class FuzzRig(Rig):
         self.n_steps += self.drain()
         self.check_end()
         options = self.config.scheduler
+        counters = self.scheduler.counters()
         one_size = len(set(self.manager.pool.per_sector)) == 1
         if options.capacity_policy != "MAX_UTILIZATION" and one_size:
-            assert self.scheduler.counters()["preemptions"] == 0
+            assert counters["preemptions"] == 0
+        # Otherwise a copy's source or scattered blocks may leave no way but to start over.
+        if one_size and not (self.config.cache.block_reuse and self.config.cache.partial_reuse):
+            assert counters["standstills"] == 0

@@ -88,11 +88,12 @@ class PrefixIndex:
         """The longest prefix of ``tokens``, at most ``limit`` tokens, at which every group can resume."""
         path, runs, key = self._walk(identity, tokens, limit)
         root = self._roots.get(identity)
-        n_whole, n_known = len(path), len(path)
-        while not self._can_resume(runs[n_whole], n_whole, n_whole * BLOCK_TOKENS):
-            n_whole -= 1
-        parent = path[n_whole - 1] if n_whole else root
-        partial, source = self._best_child(parent, runs[n_whole], n_whole, tokens, limit)
+        n_known = len(path)
+        for n_whole in range(n_known, -1, -1):
+            parent = path[n_whole - 1] if n_whole else root
+            partial, source = self._best_child(parent, runs[n_whole], n_whole, tokens, limit)
+            if partial or self._can_resume(runs[n_whole], n_whole, n_whole * BLOCK_TOKENS):
+                break
         length = n_whole * BLOCK_TOKENS + partial
         first = [spec.needed_from(length) // BLOCK_TOKENS for spec in self._specs]
         blocks = [[node.blocks[g] for node in path[from_:n_whole]] for g, from_ in enumerate(first)]

@@ -72,6 +72,7 @@ class Planner:
         That happens when one sequence alone cannot grow although it was promised to fit: blocks that others left in the
         index lie scattered over the sectors. Everything is given up, and the first in line starts in an empty cache.
         """
+        self._counters["standstills"] += 1
         for seq in reversed(list(self._residents)):
             self.preempt(seq)
         self._manager.evict_all()

@@ -39,6 +39,7 @@ WITNESSES = (
     "chunks",
     "mixed_steps",
     "preemptions",
+    "standstills",
     "cached_tokens.device",
     "prefix_waits",
     "drafts_proposed",
