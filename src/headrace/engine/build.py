@@ -178,8 +178,10 @@ def _tokenizer(args: LlmArgs, model_path: Path) -> Tokenizer | None:
         return load_tokenizer(model_path)
     if isinstance(args.tokenizer, Tokenizer):
         return args.tokenizer
-    if isinstance(args.tokenizer, (str, Path)):
-        return load_tokenizer(resolve_model(str(args.tokenizer), revision=args.tokenizer_revision).path)
+    if isinstance(args.tokenizer, (str, Path)) and Path(args.tokenizer).expanduser().exists():
+        return load_tokenizer(Path(args.tokenizer).expanduser())
+    if isinstance(args.tokenizer, str):
+        return load_tokenizer(resolve_model(args.tokenizer, revision=args.tokenizer_revision).path)
     raise ConfigError(
         f"tokenizer is a {type(args.tokenizer).__name__}; give a folder, a hub id or a headrace Tokenizer"
     )

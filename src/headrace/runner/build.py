@@ -44,8 +44,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         ConfigError, ModelError, CheckpointError: before memory is taken, where that is possible.
     """
     threads = args.num_threads or len(os.sched_getaffinity(0))
-    # Reading is many small operations: a pool that waits for its slowest thread at each of them only costs.
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     with phases.time("build model"):
         device = torch.device("cpu")
         ops = select_ops(device)
@@ -61,7 +60,6 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         layout, memory = _plan_memory(args, model, groups, max_seq_len, slots.nbytes)
     with phases.time("load weights"):
         _load(model, checkpoint or _dummy(config, model, dtype))
-    torch.set_num_threads(threads)
     with phases.time("lay out cache"):
         views = arena_views(layout, groups, kv_dtype)
         model.bind_cache([group.layers for group in groups], views)
