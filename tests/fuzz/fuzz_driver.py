@@ -52,6 +52,8 @@ class FuzzRig(Rig):
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         super().__init__(random_config(self.rng))
+        # Short prompts with long outputs outgrow the cache together; long prompts share and are chunked.
+        self._outgrows = self.rng.random() < 0.35
         self._library = [[self.rng.randrange(2, 8) for _ in range(200)] for _ in range(2)]
         self.n_steps = 0
 
@@ -60,6 +62,8 @@ class FuzzRig(Rig):
         shared = rng.choice(self._library)[: rng.choice((0, 5, 31, 32, 33, 63, 64, 65, 96, rng.randrange(200)))]
         tail = [rng.randrange(2, 8) for _ in range(rng.choice((0, 0, 1, 4, 40)))]
         limit = self.config.scheduler.max_seq_len - 1 if rng.random() < 0.9 else 200
+        if self._outgrows:
+            limit = min(limit, 36)
         return (shared + tail)[: rng.randint(1, limit) if rng.random() < 0.3 else limit] or [rng.randrange(2, 8)]
 
     def act_submit(self) -> None:
@@ -70,13 +74,13 @@ class FuzzRig(Rig):
         room = max(1, self.config.scheduler.max_seq_len - len(prompt))
         self.submit(
             prompt,
-            rng.choice((1, min(5, room), min(20, room), room, None, None)),
+            None if self._outgrows else rng.choice((1, min(5, room), min(20, room), room, None)),
             n=n,
             temperature=1.0 if n > 1 else rng.choice((None, 1.0)),
             logprobs=rng.choice((None, 0)),
             prompt_logprobs=rng.choice((None, None, None, 0)),
-            stop_token_ids=rng.choice((None, (STOP,))),
-            eos_ids=rng.choice((frozenset(), frozenset({EOS}))),
+            stop_token_ids=None if self._outgrows else rng.choice((None, (STOP,))),
+            eos_ids=frozenset() if self._outgrows else rng.choice((frozenset(), frozenset({EOS}))),
             seed=rng.randrange(2),
             priority=rng.choice((0.5, 0.5, 0.9)),
             deadline=rng.choice((None, None, None, now + rng.random() * 0.2)),

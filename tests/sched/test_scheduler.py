@@ -318,6 +318,31 @@ def test_a_newcomer_is_tried_again_when_only_some_memory_comes_back() -> None:
     built.check_end()
 
 
+def test_a_cache_too_small_for_its_own_hit_is_emptied() -> None:
+    """Two blocks: to copy the beginning of one and compute two takes three. Alone, the request starts afresh."""
+    built = rig(arena=64, max_seq_len=60)
+    built.submit(text(40), 5, **FOREVER)
+    built.drain()
+    built.submit(text(20) + text(25, 5), 5, **FOREVER)
+    built.drain()
+    built.check_end()
+    assert built.scheduler.counters()["standstills"] == 1
+    assert cached(built, 1) == 0
+
+
+def test_scattered_blocks_are_no_dead_end() -> None:
+    """A sector holds one block of the three sliding layers or three of the full one. Many short lives scatter the full
+    layer's blocks over the sectors; a request that is promised the whole arena still gets it."""
+    built = rig(*[sliding(40)] * 3, full(), arena=200, max_seq_len=180, max_num_tokens=16)
+    for seed in range(12):
+        built.submit(text(40 + seed, seed), 20 + 9 * (seed % 4), **FOREVER)
+    longest = built.scheduler.manager.longest_alone(179, 1) + 1
+    built.submit(text(90, 50), longest - 90, **FOREVER)
+    built.drain()
+    built.check_end()
+    assert built.outputs[12, 0].finish is FinishReason.LENGTH
+
+
 def test_the_first_in_line_is_not_passed_by_smaller_ones() -> None:
     built = rig(arena=128, reuse=False, max_seq_len=120)
     built.submit(text(60, 1), 20, **FOREVER)
