@@ -24,7 +24,7 @@ NULL_BLOCK = 0
 """In every group: written by padding rows, read by none."""
 
 _ALIGNMENT = 64
-_MAX_SECTOR_BLOCKS = 16
+_COUNTS = range(1, 17)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,27 +77,26 @@ def arena_for_tokens(groups: Sequence[CacheGroup], n_tokens: int) -> ArenaLayout
 
 
 def _cut_sector(groups: Sequence[CacheGroup]) -> ArenaLayout:
-    """The sector size, up to 16 of the largest blocks, that wastes the smallest share; the smaller one on a tie."""
+    """The sector size, up to 16 of the largest blocks, with the least bytes lost; the smaller one on a tie."""
     sizes = [group.block_bytes for group in groups]
     largest = max(sizes)
-    candidates = [_sector_of(sizes, count * largest) for count in range(1, _MAX_SECTOR_BLOCKS + 1)]
-    return min(candidates, key=lambda layout: (_waste(layout), layout.sector_bytes))
+    exact = [largest // size for size in sizes]
+    # Counts without a small common multiple would round the sector up by much: powers of two always have one.
+    binary = [1 << (count.bit_length() - 1) for count in exact]
+    candidates = [_sector_of(sizes, [count * largest // size for size in sizes]) for count in _COUNTS]
+    candidates += [_sector_of(sizes, [count * each for each in binary]) for count in _COUNTS]
+    return min(candidates, key=lambda layout: (_overhead(layout), layout.sector_bytes))
 
 
-def _sector_of(sizes: Sequence[int], at_least: int) -> ArenaLayout:
-    """A sector of ``at_least`` bytes, rounded up so that each group's stride is whole and aligned."""
-    counts = [at_least // size for size in sizes]
+def _sector_of(sizes: Sequence[int], counts: Sequence[int]) -> ArenaLayout:
+    """The smallest sector that holds ``counts[g]`` blocks of each group at a whole and aligned stride."""
+    needed = max(count * size for count, size in zip(counts, sizes, strict=True))
     unit = math.lcm(*counts) * _ALIGNMENT
-    if all(count * size == at_least for count, size in zip(counts, sizes, strict=True)):
-        unit = 1
-    sector = -(-at_least // unit) * unit
-    return ArenaLayout(
-        sector_bytes=sector,
-        n_sectors=0,
-        groups=tuple(GroupLayout(size, sector // n, n) for size, n in zip(sizes, counts, strict=True)),
-    )
+    sector = -(-needed // unit) * unit
+    groups = tuple(GroupLayout(size, sector // n, n) for size, n in zip(sizes, counts, strict=True))
+    return ArenaLayout(sector, 0, groups)
 
 
-def _waste(layout: ArenaLayout) -> float:
-    used = sum(group.blocks_per_sector * group.block_bytes for group in layout.groups)
-    return 1.0 - used / (layout.sector_bytes * len(layout.groups))
+def _overhead(layout: ArenaLayout) -> float:
+    """Bytes that 32 tokens of all groups take, over those that they need."""
+    return sum(group.stride_bytes for group in layout.groups) / sum(group.block_bytes for group in layout.groups)
