@@ -437,6 +437,21 @@ def test_who_waits_for_a_prefix_lets_others_pass_and_goes_on_alone_if_it_does_no
     built.check_end()
 
 
+def test_nobody_waits_twice_for_the_same_block() -> None:
+    """The one that computes it is cancelled, and another, of higher priority, begins it anew: enough is enough."""
+    built = rig(max_num_tokens=48, partial=False)
+    first = built.submit(text(100), 4, **FOREVER)
+    built.submit(text(100), 4, **FOREVER)
+    turn(built)
+    assert built.scheduler.stats()["numPrefixWaiters"] == 1
+    built.cancel(first)
+    built.manager.evict_all()
+    built.submit(text(40), 4, priority=0.9, **FOREVER)
+    assert rows(turn(built)) == {2: 40, 1: 8}
+    built.drain()
+    built.check_end()
+
+
 def test_salts_share_nothing() -> None:
     built = rig()
     for salt in (None, "a", "b", "a"):
