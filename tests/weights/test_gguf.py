@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
-from gguf_files import BLOCK_TYPES, HEAD_DIM, VOCAB, converted, layout, original_weights, write_gguf
+from gguf_files import BLOCK_TYPES, HEAD_DIM, READ_ONLY_TYPES, VOCAB, converted, layout, original_weights, write_gguf
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from headrace.core.errors import CheckpointError
 from headrace.weights.checkpoint import expect, open_checkpoint
 from headrace.weights.gguf_config import llama3_divisors
-from headrace.weights.gguf_dequant import dequantise
+from headrace.weights.gguf_dequant import SUPPORTED, dequantise
 from headrace.weights.gguf_reader import GGML_TYPES, read_header
 
 BY_NAME = {form.name: form for form in GGML_TYPES.values()}
@@ -52,14 +52,20 @@ def test_stored_forms_match_the_reference_bit_for_bit(tmp_path: Path, kind: str)
         assert torch.equal(checkpoint.tensor(name).float(), expected)
 
 
-@pytest.mark.parametrize("kind", BLOCK_TYPES)
-def test_any_block_bytes_dequantise_as_the_reference_does(kind: str) -> None:
+@pytest.mark.parametrize("n_blocks", [1, 7, 300])
+@pytest.mark.parametrize("kind", [*BLOCK_TYPES, *READ_ONLY_TYPES])
+def test_any_block_bytes_dequantise_as_the_reference_does(kind: str, n_blocks: int) -> None:
     form = BY_NAME[kind]
-    raw = np.random.default_rng(5).integers(0, 256, (300, form.nbytes), dtype=np.uint8)
+    raw = np.random.default_rng(5).integers(0, 256, (n_blocks, form.nbytes), dtype=np.uint8)
     with np.errstate(all="ignore"):
         expected = quants.dequantize(raw, GGMLQuantizationType[kind])
-    found = dequantise(torch.from_numpy(raw).reshape(-1), form).view(300, 32)
-    assert np.array_equal(found.numpy(), expected, equal_nan=True)
+    found = dequantise(torch.from_numpy(raw).reshape(-1), form).view(n_blocks, form.block).numpy()
+    assert np.array_equal(found, expected, equal_nan=True)
+    assert np.array_equal(np.signbit(found[found == 0]), np.signbit(expected[expected == 0]))
+
+
+def test_every_form_with_a_reader_is_compared_with_the_reference() -> None:
+    assert set(SUPPORTED) == {"F32", "F16", "BF16", *BLOCK_TYPES, *READ_ONLY_TYPES}
 
 
 def test_quantised_llama_rows_are_reordered_after_dequantising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,9 +181,9 @@ def test_unknown_tensors_and_types_are_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", extra={"blk.0.attn_q_norm.weight": np.ones(4, np.float32)})
     with pytest.raises(CheckpointError, match=r"'blk\.0\.attn_q_norm\.weight' has no place in architecture 'llama'"):
         open_checkpoint(path)
-    path = write_gguf(tmp_path / "n.gguf", kind="Q5_0")
+    path = write_gguf(tmp_path / "n.gguf", kind="MXFP4")
     with pytest.raises(
-        CheckpointError, match=r"n\.gguf: tensor '.*' is stored as Q5_0; supported: F32, F16, BF16, Q4_0"
+        CheckpointError, match=r"n\.gguf: tensor '.*' is stored as MXFP4; supported: F32, F16, BF16, Q4_0"
     ):
         open_checkpoint(path)
     path = write_gguf(tmp_path / "o.gguf", extra={"blk.0.attn_q.bias": np.ones(33, np.float32)})

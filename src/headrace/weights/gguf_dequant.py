@@ -10,39 +10,45 @@ from collections.abc import Callable
 
 import torch
 
+from . import gguf_k_quants
+from .gguf_bits import fields, half, iq4_values
 from .gguf_reader import GgmlType
 
 _BLOCK = 32
 
 
-def _scale(column: torch.Tensor) -> torch.Tensor:
-    """Two bytes a block as a float16 number, in float32."""
-    return column.contiguous().view(torch.float16).float()
-
-
-def _nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """16 bytes a block to 32 numbers: the low halves are the first 16."""
-    out = torch.empty(packed.shape[0], 2, 16, dtype=torch.float32)
-    out[:, 0] = packed & 0x0F
-    out[:, 1] = packed >> 4
-    return out.view(-1, _BLOCK)
-
-
 def _q4_0(raw: torch.Tensor) -> torch.Tensor:
     blocks = raw.view(-1, 18)
-    return _nibbles(blocks[:, 2:]).sub_(8).mul_(_scale(blocks[:, :2]))
+    return fields(blocks[:, 2:], 4, run=16).float().sub_(8).mul_(half(blocks[:, :2]))
 
 
 def _q4_1(raw: torch.Tensor) -> torch.Tensor:
     blocks = raw.view(-1, 20)
-    return _nibbles(blocks[:, 4:]).mul_(_scale(blocks[:, :2])).add_(_scale(blocks[:, 2:4]))
+    return fields(blocks[:, 4:], 4, run=16).float().mul_(half(blocks[:, :2])).add_(half(blocks[:, 2:4]))
+
+
+def _q5_0(raw: torch.Tensor) -> torch.Tensor:
+    blocks = raw.view(-1, 22)
+    numbers = fields(blocks[:, 6:], 4, run=16) | (fields(blocks[:, 2:6], 1, run=1) << 4)
+    return numbers.float().sub_(16).mul_(half(blocks[:, :2]))
+
+
+def _q5_1(raw: torch.Tensor) -> torch.Tensor:
+    blocks = raw.view(-1, 24)
+    numbers = fields(blocks[:, 8:], 4, run=16) | (fields(blocks[:, 4:8], 1, run=1) << 4)
+    return numbers.float().mul_(half(blocks[:, :2])).add_(half(blocks[:, 2:4]))
 
 
 def _q8_0(raw: torch.Tensor) -> torch.Tensor:
     blocks = raw.view(-1, 34)
     out = torch.empty(blocks.shape[0], _BLOCK, dtype=torch.float32)
     out.copy_(blocks.view(torch.int8)[:, 2:])
-    return out.mul_(_scale(blocks[:, :2]))
+    return out.mul_(half(blocks[:, :2]))
+
+
+def _iq4_nl(raw: torch.Tensor) -> torch.Tensor:
+    blocks = raw.view(-1, 18)
+    return iq4_values(fields(blocks[:, 2:], 4, run=16)).mul_(half(blocks[:, :2]))
 
 
 def _stored_as(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -55,7 +61,16 @@ _FORMS: dict[str, tuple[torch.dtype, Callable[[torch.Tensor], torch.Tensor]]] = 
     "BF16": (torch.bfloat16, _stored_as(torch.bfloat16)),
     "Q4_0": (torch.float32, _q4_0),
     "Q4_1": (torch.float32, _q4_1),
+    "Q5_0": (torch.float32, _q5_0),
+    "Q5_1": (torch.float32, _q5_1),
     "Q8_0": (torch.float32, _q8_0),
+    "Q2_K": (torch.float32, gguf_k_quants.q2_k),
+    "Q3_K": (torch.float32, gguf_k_quants.q3_k),
+    "Q4_K": (torch.float32, gguf_k_quants.q4_k),
+    "Q5_K": (torch.float32, gguf_k_quants.q5_k),
+    "Q6_K": (torch.float32, gguf_k_quants.q6_k),
+    "IQ4_NL": (torch.float32, _iq4_nl),
+    "IQ4_XS": (torch.float32, gguf_k_quants.iq4_xs),
 }
 
 SUPPORTED = tuple(_FORMS)
