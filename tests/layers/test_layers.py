@@ -11,11 +11,11 @@ from headrace.cache.specs import FullKV, SlidingKV
 from headrace.core.errors import EngineError, ModelError
 from headrace.layers.attention import AttentionShape, PagedAttention, SelfAttention
 from headrace.layers.base import BuildContext, Layer
-from headrace.layers.block import PreNormBlock, SandwichBlock
+from headrace.layers.block import PostNormBlock, PreNormBlock, SandwichBlock
 from headrace.layers.embedding import Embedding, LMHead
 from headrace.layers.linear import Linear
-from headrace.layers.mlp import GatedMLP
-from headrace.layers.norm import HeadNorm, NoHeadNorm, RMSNorm
+from headrace.layers.mlp import GatedMLP, SquaredReLUMLP
+from headrace.layers.norm import HeadNorm, LayerNormPlusOne, NoHeadNorm, RMSNorm
 from headrace.ops.table import select_ops
 from headrace.weights.dummy import DummyCheckpoint
 
@@ -87,6 +87,30 @@ def test_gated_mlp(activation):
     torch.testing.assert_close(layer(x), (act * up) @ w["mlp.down_proj.weight"].T + w["mlp.down_proj.bias"])
 
 
+def test_fused_tensors_of_the_checkpoint_lie_as_separate_ones_do():
+    fused, apart = (GatedMLP(CTX, "mlp", 6, 7, "silu", fused=fused) for fused in (True, False))
+    w = fill(fused)
+    assert set(w) == {"mlp.gate_up_proj.weight", "mlp.down_proj.weight"}
+    fill(apart)
+    apart.gate_up.weight.data.copy_(w["mlp.gate_up_proj.weight"])
+    apart.down.weight.data.copy_(w["mlp.down_proj.weight"])
+    x = noise(3, 6)
+    assert torch.equal(fused(x), apart(x))
+    attention = SelfAttention(CTX, "a", AttentionShape(6, 4, 2, 5), NoHeadNorm(), scale=1.0, fused=True)
+    assert [source.name for p in attention.parameters() for source in p.sources] == [
+        "a.qkv_proj.weight",
+        "a.o_proj.weight",
+    ]
+
+
+def test_squared_relu_mlp():
+    layer = SquaredReLUMLP(CTX, "mlp", 6, 7, bias=True)
+    w = fill(layer)
+    x = noise(3, 6)
+    up = x @ w["mlp.up_proj.weight"].T + w["mlp.up_proj.bias"]
+    torch.testing.assert_close(layer(x), up.clamp(min=0) ** 2 @ w["mlp.down_proj.weight"].T + w["mlp.down_proj.bias"])
+
+
 def test_an_unknown_activation_is_refused():
     with pytest.raises(ModelError, match=r"'mish' is not known; there are silu, gelu_pytorch_tanh"):
         GatedMLP(CTX, "mlp", 6, 7, "mish")
@@ -112,6 +136,18 @@ def test_where_the_norms_of_a_block_stand():
     h = x + sandwich.after_attention(2 * sandwich.before_attention(x))
     torch.testing.assert_close(sandwich(x, None, None), h + sandwich.after_mlp(2 * sandwich.before_mlp(h)))
     assert all(p.zero_centred for p in sandwich.parameters())
+
+    post = PostNormBlock(CTX, "l", 6, 1e-6, Twice(), Twice())
+    w = fill(post)
+    assert set(w) == {"l.post_attention_layernorm.weight", "l.post_feedforward_layernorm.weight"}
+    h = x + post.after_attention(2 * x)
+    torch.testing.assert_close(post(x, None, None), h + post.after_mlp(2 * h))
+
+    layered = PreNormBlock(CTX, "l", 6, 1e-6, Twice(), Twice(), norm=LayerNormPlusOne)
+    assert {
+        f"l.{norm}.{kind}" for norm in ("input_layernorm", "post_attention_layernorm") for kind in ("weight", "bias")
+    } == set(fill(layered))
+    assert isinstance(layered.mlp_norm, LayerNormPlusOne)
 
 
 def test_attention_declares_its_cache():
@@ -143,6 +179,15 @@ def test_self_attention_names_the_checkpoint_tensors():
         "l.self_attn.v_proj.bias": (10,),
         "l.self_attn.o_proj.weight": (6, 20),
     }
+
+
+def test_layer_norm_layer():
+    layer = LayerNormPlusOne(CTX, "n", 6, 1e-5)
+    w = fill(layer)
+    x = noise(2, 6)
+    want = torch.nn.functional.layer_norm(x, (6,), 1 + w["n.weight"], w["n.bias"], 1e-5)
+    torch.testing.assert_close(layer(x), want)
+    assert (layer.weight.zero_centred, layer.bias.zero_centred) == (True, False)
 
 
 def test_rms_norm_layer_kinds():

@@ -52,6 +52,28 @@ def test_plain_frequencies():
     assert factor == 1.0
 
 
+@pytest.mark.parametrize("partial", [1.0, 0.75])
+@pytest.mark.parametrize("given", [{}, {"factor": 3.0}, {"factor": 0.5}, {"attention_factor": 1.3}])
+@pytest.mark.parametrize("original", [64, 512])
+def test_long_rope_equals_that_of_transformers(given, original, partial):
+    n = int(32 * partial) // 2
+    short, long = [1.0 + 0.1 * i for i in range(n)], [1.0 + 2.0 * i for i in range(n)]
+    config = LlamaConfig(hidden_size=64, num_attention_heads=2, head_dim=32, max_position_embeddings=256)
+    config.rope_parameters = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": partial, "short_factor": short,
+        "long_factor": long, "original_max_position_embeddings": original, **given,
+    }  # fmt: skip
+    spec = RopeSpec(
+        "longrope", 10000.0, 256, partial, original_max_positions=original, short_factors=tuple(short),
+        long_factors=tuple(long), **{"factor": 256 / original, **given},
+    )  # fmt: skip
+    for length in (original, original + 1):
+        want, want_factor = ROPE_INIT_FUNCTIONS["longrope"](config, "cpu", seq_len=length)
+        got, factor = KINDS["longrope"](spec, 2 * n, length)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
+        assert factor == pytest.approx(want_factor, rel=1e-12)
+
+
 def test_llama3_case_meets_all_three_zones():
     plain, _ = KINDS["default"](spec_of("default", {}), 32, 256)
     ratio = plain / KINDS["llama3"](spec_of("llama3", CASES["llama3"]), 32, 256)[0]
@@ -69,3 +91,23 @@ def test_dynamic_rope_is_fixed_when_the_engine_is_built():
     assert torch.equal(angles(None), angles(256))
     assert torch.equal(angles(100), angles(256))
     assert not torch.allclose(angles(300), angles(256))
+
+
+def test_which_list_of_long_rope_counts_is_fixed_when_the_engine_is_built():
+    spec = spec_of(
+        "longrope",
+        {
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "short_factors": (1.0, 2.0),
+            "long_factors": (3.0, 9.0),
+        },
+    )
+
+    def cosines(max_seq_len: int | None) -> torch.Tensor:
+        return Rope(BuildContext(ops=select_ops("cpu"), max_seq_len=max_seq_len), spec, 4)(torch.arange(300)).cos
+
+    assert torch.equal(cosines(None), cosines(256)), "the model's own limit is beyond the original length"
+    assert torch.equal(cosines(65), cosines(256))
+    assert torch.equal(cosines(64), cosines(10))
+    assert not torch.allclose(cosines(64)[:5], cosines(65)[:5])

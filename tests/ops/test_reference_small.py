@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headrace.ops.reference.activation import gelu_tanh_mul, silu_mul, soft_cap
+from headrace.ops.reference.activation import gelu_tanh_mul, relu_squared, silu_mul, soft_cap
 from headrace.ops.reference.linear import embedding, linear
-from headrace.ops.reference.norm import rms_norm, rms_norm_plus_one
+from headrace.ops.reference.norm import layer_norm_plus_one, rms_norm, rms_norm_plus_one
 from headrace.ops.reference.rope import rope, rope_angles
 
 
@@ -29,6 +29,22 @@ def test_norms(shape):
     x, w = noise(*shape) * 1e-2, noise(*shape[1:], seed=1)
     close(rms_norm(x, w, 1e-3), normed(x, 1e-3) * w.double())
     close(rms_norm_plus_one(x, w, 1e-3), normed(x, 1e-3) * (1 + w.double()))
+
+
+def test_layer_norm_plus_one():
+    x, w, b = noise(5, 60) * 3 + 40, noise(60, seed=1), noise(60, seed=2)
+    centred = x.double() - x.double().mean(-1, keepdim=True)
+    close(layer_norm_plus_one(x, w, b, 1e-3), normed(centred, 1e-3) * (1 + w.double()) + b.double(), 2e-5)
+    small = x.bfloat16(), w.bfloat16() * 1e-3, b.bfloat16()
+    exact = layer_norm_plus_one(*(part.float() for part in small), 1e-3)
+    assert torch.equal(layer_norm_plus_one(*small, 1e-3), exact.bfloat16()), "1 + w is not rounded on the way"
+
+
+def test_squared_relu():
+    x = noise(3, 14) * 3
+    before = x.clone()
+    close(relu_squared(x), x.double().clamp(min=0) ** 2, 1e-5)
+    assert torch.equal(x, before)
 
 
 def test_where_the_weight_is_multiplied_tells_the_kinds_apart():

@@ -71,7 +71,9 @@ class SelfAttention(Layer):
     Args:
         name: path of the checkpoint's module (``...self_attn``).
         head_norm: norm of query and key heads before the rotation; ``NoHeadNorm`` for none.
+        rotated: whether queries and keys are turned by their position; False: this layer knows no positions (NoPE).
         bias, out_bias: whether q, k, v and the output projection have a bias.
+        fused: the checkpoint has q, k and v as one tensor, ``qkv_proj``, in this order.
     """
 
     def __init__(
@@ -83,15 +85,18 @@ class SelfAttention(Layer):
         *,
         scale: float,
         window: int | None = None,
+        rotated: bool = True,
         bias: bool = False,
         out_bias: bool = False,
+        fused: bool = False,
     ) -> None:
         self._n_heads, self._n_kv_heads, self._head_dim = shape.n_heads, shape.n_kv_heads, shape.head_dim
         q_size, kv_size = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
-        names = (f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
-        self.qkv = Linear(ctx, names, shape.hidden_size, (q_size, kv_size, kv_size), bias=bias)
+        names = ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj")
+        sizes = (q_size + 2 * kv_size,) if fused else (q_size, kv_size, kv_size)
+        self.qkv = Linear(ctx, tuple(f"{name}.{part}" for part in names), shape.hidden_size, sizes, bias=bias)
         self.head_norm = head_norm
-        self._rope = ctx.ops.rope
+        self._rope = ctx.ops.rope if rotated else _as_they_are
         self.attention = PagedAttention(ctx, shape.n_kv_heads, shape.head_dim, scale=scale, window=window)
         self.out = Linear(ctx, (f"{name}.o_proj",), q_size, (shape.hidden_size,), bias=out_bias)
 
@@ -102,3 +107,7 @@ class SelfAttention(Layer):
         qk = self._rope(self.head_norm(heads[:, :turning]), angles)
         mixed = self.attention(qk[:, : self._n_heads], qk[:, self._n_heads :], heads[:, turning:], batch)
         return self.out(mixed.flatten(1))
+
+
+def _as_they_are(heads: torch.Tensor, angles: Any) -> torch.Tensor:
+    return heads

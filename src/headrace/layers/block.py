@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,20 +18,46 @@ class PreNormBlock(Layer):
 
     Args:
         name: path of the checkpoint's layer (``model.layers.0``).
+        norm: which norm, built from (ctx, name, size, eps).
     """
 
     def __init__(
-        self, ctx: BuildContext, name: str, hidden_size: int, eps: float, attention: Layer, mlp: Layer
+        self,
+        ctx: BuildContext,
+        name: str,
+        hidden_size: int,
+        eps: float,
+        attention: Layer,
+        mlp: Layer,
+        *,
+        norm: Callable[[BuildContext, str, int, float], Layer] = RMSNorm,
     ) -> None:
-        self.attention_norm = RMSNorm(ctx, f"{name}.input_layernorm", hidden_size, eps)
+        self.attention_norm = norm(ctx, f"{name}.input_layernorm", hidden_size, eps)
         self.attention = attention
-        self.mlp_norm = RMSNorm(ctx, f"{name}.post_attention_layernorm", hidden_size, eps)
+        self.mlp_norm = norm(ctx, f"{name}.post_attention_layernorm", hidden_size, eps)
         self.mlp = mlp
 
     def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]."""
         x = x + self.attention(self.attention_norm(x), angles, batch)
         return x + self.mlp(self.mlp_norm(x))
+
+
+class PostNormBlock(Layer):
+    """x + norm(attention x), then x + norm(mlp x): what a part adds is normed, what it reads is not (EXAONE 4)."""
+
+    def __init__(
+        self, ctx: BuildContext, name: str, hidden_size: int, eps: float, attention: Layer, mlp: Layer
+    ) -> None:
+        self.attention = attention
+        self.after_attention = RMSNorm(ctx, f"{name}.post_attention_layernorm", hidden_size, eps)
+        self.mlp = mlp
+        self.after_mlp = RMSNorm(ctx, f"{name}.post_feedforward_layernorm", hidden_size, eps)
+
+    def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        x = x + self.after_attention(self.attention(x, angles, batch))
+        return x + self.after_mlp(self.mlp(x))
 
 
 class SandwichBlock(Layer):

@@ -20,7 +20,7 @@ class RopeSpec:
     """Which rope a model uses. Fields that a kind does not use keep their defaults."""
 
     kind: str
-    """default, linear, dynamic, llama3 or yarn."""
+    """default, linear, dynamic, llama3, yarn or longrope."""
     theta: float
     max_positions: int
     """Of the model: ``max_position_embeddings``."""
@@ -29,7 +29,7 @@ class RopeSpec:
     factor: float = 1.0
     """How much further than trained the positions reach."""
     original_max_positions: int = 0
-    """Positions in pretraining (llama3, yarn)."""
+    """Positions in pretraining (llama3, yarn, longrope)."""
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
@@ -38,14 +38,21 @@ class RopeSpec:
     mscale_all_dim: float | None = None
     attention_factor: float | None = None
     truncate: bool = True
+    short_factors: tuple[float, ...] = ()
+    """Divisor of each frequency for sequences up to ``original_max_positions`` (longrope)."""
+    long_factors: tuple[float, ...] = ()
+    """And beyond."""
 
 
 class Rope(Layer):
     """Angles of a step's rows, made once a step and handed to every layer that uses this rope.
 
-    Dynamic rope stretches with the length of a sequence. Its frequencies are fixed here, at the engine's maximum
-    length (``BuildContext.max_seq_len``): keys already in the cache cannot be turned anew, and a frequency that
-    depended on the present length would make cached prefixes useless. Up to ``max_positions`` all lengths agree.
+    Dynamic rope stretches with the length of a sequence, and long rope has one list of factors for short sequences and
+    one for long ones. Both are fixed here, by the engine's maximum length (``BuildContext.max_seq_len``): keys already
+    in the cache cannot be turned anew, and a frequency that depended on the present length would make cached prefixes
+    useless. Dynamic rope is the same for all lengths up to ``max_positions``. Long rope takes the long list when
+    sequences may become longer than ``original_max_positions``, for short sequences too; whoever wants the short list
+    sets the maximum length to ``original_max_positions`` or less.
     """
 
     def __init__(self, ctx: BuildContext, spec: RopeSpec, head_dim: int) -> None:
@@ -111,6 +118,15 @@ def yarn(spec: RopeSpec, dim: int, max_seq_len: int) -> Frequencies:
     return inv, spec.attention_factor if spec.attention_factor is not None else _yarn_attention_factor(spec)
 
 
+def longrope(spec: RopeSpec, dim: int, max_seq_len: int) -> Frequencies:
+    """LongRoPE (arXiv 2402.13753): a divisor for each frequency, and a factor on cos and sin."""
+    factors = spec.long_factors if max_seq_len > spec.original_max_positions else spec.short_factors
+    inv = 1.0 / (torch.tensor(factors, dtype=torch.float32) * _powers(spec.theta, dim))
+    if spec.attention_factor is not None:
+        return inv, spec.attention_factor
+    return inv, math.sqrt(1.0 + max(math.log(spec.factor), 0.0) / math.log(spec.original_max_positions))
+
+
 def _yarn_attention_factor(spec: RopeSpec) -> float:
     def g(mscale: float) -> float:
         return 1.0 if spec.factor <= 1.0 else 0.1 * mscale * math.log(spec.factor) + 1.0
@@ -126,5 +142,6 @@ KINDS: dict[str, Callable[[RopeSpec, int, int], Frequencies]] = {
     "dynamic": dynamic,
     "llama3": llama3,
     "yarn": yarn,
+    "longrope": longrope,
 }
 """Kind -> its frequencies, for (spec, rotated values of a head, longest sequence)."""

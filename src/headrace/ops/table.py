@@ -41,11 +41,13 @@ class Ops:
     embedding: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     rms_norm_plus_one: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+    layer_norm_plus_one: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
     rope_angles: Callable[[torch.Tensor, torch.Tensor, float], Any]
     """What it returns is opaque to layers: only the ``rope`` of the same implementation reads it."""
     rope: Callable[[torch.Tensor, Any], torch.Tensor]
     silu_mul: Callable[[torch.Tensor], torch.Tensor]
     gelu_tanh_mul: Callable[[torch.Tensor], torch.Tensor]
+    relu_squared: Callable[[torch.Tensor], torch.Tensor]
     soft_cap: Callable[[torch.Tensor, float], torch.Tensor]
     attention: AttentionBackend
     chosen: Mapping[str, str] = field(default_factory=dict)
@@ -61,10 +63,12 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "embedding": (_reference("linear", "embedding"),),
     "rms_norm": (_reference("norm", "rms_norm"),),
     "rms_norm_plus_one": (_reference("norm", "rms_norm_plus_one"),),
+    "layer_norm_plus_one": (_reference("norm", "layer_norm_plus_one"),),
     "rope_angles": (_reference("rope", "rope_angles"),),
     "rope": (_reference("rope", "rope"),),
     "silu_mul": (_reference("activation", "silu_mul"),),
     "gelu_tanh_mul": (_reference("activation", "gelu_tanh_mul"),),
+    "relu_squared": (_reference("activation", "relu_squared"),),
     "soft_cap": (_reference("activation", "soft_cap"),),
     "attention": (_reference("attention", "BACKEND"),),
 }

@@ -1,4 +1,4 @@
-"""Gated activations, and the cap of logits."""
+"""Activations, and the cap of logits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def gelu_tanh_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """[T, 2 n] -> [T, n]: gelu(first half), tanh form, * second half (GeGLU, arXiv 2002.05202)."""
     gate, up = gate_up.chunk(2, -1)
     return F.gelu(gate, approximate="tanh").mul_(up)
+
+
+def relu_squared(x: torch.Tensor) -> torch.Tensor:
+    """max(x, 0)^2 (arXiv 2109.08668), a new tensor."""
+    return F.relu(x).square_()
 
 
 def soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Root mean square norms. Statistics in fp32; where the weight is multiplied is what tells the kinds apart."""
+"""Norms. Statistics in fp32; where the weight is multiplied is what tells the kinds apart."""
 
 from __future__ import annotations
 
@@ -24,3 +24,16 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def rms_norm_plus_one(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """As ``rms_norm`` but times (1 + weight) in fp32, before the cast: Gemma's kind."""
     return (F.rms_norm(x.float(), x.shape[-1:], None, eps) * (1.0 + weight.float())).to(x.dtype)
+
+
+def layer_norm_plus_one(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """(x - mean) / sqrt(var + eps) * (1 + weight) + bias, all in fp32 (arXiv 1607.06450; stored as Nemotron does).
+
+    Args:
+        x: [..., n].
+        weight, bias: [n].
+
+    Returns:
+        Shape and dtype of x.
+    """
+    return F.layer_norm(x.float(), x.shape[-1:], 1.0 + weight.float(), bias.float(), eps).to(x.dtype)
