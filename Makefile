@@ -53,7 +53,7 @@ $(BIN)/python:
 
 # float32, since the model is small and its 4-bit weights lose a little more when they are rounded to bfloat16.
 demo: install
-	@$(BIN)/headrace generate smollm2 $(DEMO_PROMPTS) --max-tokens 96 --dtype float32
+	@$(BIN)/headrace generate smollm2 $(DEMO_PROMPTS) --max-tokens 96
 
 test: install lint
 	$(PYTEST) -m "not slow" $(TEST_ARGS)
