@@ -11,6 +11,7 @@ from headrace.layers.base import BuildContext
 from headrace.layers.rope import RopeSpec
 from headrace.models.config import Fields
 from headrace.models.gemma3 import _ropes
+from headrace.models.phi3 import _rope
 from headrace.models.registry import ARCHITECTURES, architecture_of, build_model
 from headrace.models.rope_config import read_rope
 from headrace.ops.table import select_ops
@@ -23,7 +24,7 @@ BASE = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 6,
+    "head_dim": 8,
     "max_position_embeddings": 64,
 }
 
@@ -31,6 +32,11 @@ BASE = {
 def build(architecture: str = "LlamaForCausalLM", **changes: Any):
     config = {"architectures": [architecture], **BASE, **changes}
     return build_model({name: value for name, value in config.items() if value != "gone"}, CTX)
+
+
+def longrope(kind: str = "longrope", **changes: Any) -> dict[str, Any]:
+    factors = {"short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [1.0, 2.0, 4.0, 8.0]}
+    return {"type": kind, **factors, "original_max_position_embeddings": 32, **changes}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -47,6 +53,11 @@ def test_the_least_that_a_configuration_must_say(architecture):
 def test_defaults_that_follow_from_other_fields():
     (spec, _) = build(head_dim=None, num_key_value_heads="gone").cache_specs()
     assert (spec.n_kv_heads, spec.head_dim) == (4, 6)
+    for architecture in ("Mistral", "Qwen2", "Phi3", "Nemotron", "Exaone4"):
+        assert (
+            build(f"{architecture}ForCausalLM", head_dim="gone", partial_rotary_factor=0.34).cache_specs()[0].head_dim
+            == 6
+        )
     assert build("Qwen3ForCausalLM", head_dim="gone").cache_specs()[0].head_dim == 128
     assert build("Gemma3ForCausalLM", head_dim="gone").cache_specs()[0].head_dim == 256
 
@@ -69,15 +80,45 @@ def test_defaults_that_follow_from_other_fields():
         ("LlamaForCausalLM", {"rms_norm_eps": float("nan")}, r"rms_norm_eps must be a number"),
         ("LlamaForCausalLM", {"attention_bias": 1}, r"attention_bias must be true or false, got 1"),
         ("LlamaForCausalLM", {"rope_scaling": [1]}, r"rope_scaling must be an object"),
-        ("LlamaForCausalLM", {"rope_scaling": {"type": "su"}}, r"rope_type must be 'default' or .*'yarn', got 'su'"),
-        ("LlamaForCausalLM", {"rope_scaling": {"rope_type": "longrope"}}, r"rope_type must be .*got 'longrope'"),
+        (
+            "LlamaForCausalLM",
+            {"rope_scaling": {"type": "su"}},
+            r"rope_type must be 'default' or .*'longrope', got 'su'",
+        ),
+        ("LlamaForCausalLM", {"rope_scaling": {"rope_type": "longrope"}}, r"lacks 'original_max_position_embedd"),
         ("LlamaForCausalLM", {"rope_scaling": {"type": "linear"}}, r"lacks 'factor'"),
         ("LlamaForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 2, "alpha": 9}}, r"no parameter alpha"),
-        ("LlamaForCausalLM", {"partial_rotary_factor": 0.5}, r"0.5 of head_dim 6 must be an even number"),
+        ("LlamaForCausalLM", {"partial_rotary_factor": 0.4}, r"0.4 of head_dim 8 must be an even number"),
         (
             "LlamaForCausalLM",
             {"partial_rotary_factor": 2},
-            r"2 of head_dim 6 must be an even number of values, at most",
+            r"2 of head_dim 8 must be an even number of values, at most",
+        ),
+        ("MistralForCausalLM", {"hidden_act": "gelu"}, r"hidden_act must be 'silu'"),
+        ("Qwen2ForCausalLM", {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}, r"got 'mrope'"),
+        ("NemotronForCausalLM", {"hidden_act": "silu"}, r"hidden_act must be 'relu2', got 'silu'"),
+        ("NemotronForCausalLM", {"head_dim": 6}, r"0.5 of head_dim 6 must be an even number"),
+        ("Exaone4ForCausalLM", {"sliding_window_pattern": "LLXG"}, r"must be an integer or of L and G, got 'LLXG'"),
+        ("Exaone4ForCausalLM", {"sliding_window_pattern": ""}, r"must be an integer or of L and G, got ''"),
+        ("Exaone4ForCausalLM", {"sliding_window_pattern": 0}, r"sliding_window_pattern must be an integer of at least"),
+        (
+            "Exaone4ForCausalLM",
+            {"sliding_window": None, "layer_types": ["sliding_attention"] * 2},
+            r"there is no sliding_window",
+        ),
+        ("Phi3ForCausalLM", {"rope_scaling": longrope(long_factor=[1.0] * 3)}, r"long_factor must be a list of 4"),
+        ("Phi3ForCausalLM", {"rope_scaling": longrope(short_factor=[1, 0, 1, 1])}, r"short_factor must be a list of 4"),
+        ("Phi3ForCausalLM", {"rope_scaling": longrope(short_factor=None)}, r"lacks 'short_factor'"),
+        ("Phi3ForCausalLM", {"rope_scaling": longrope(short_mscale=1.1)}, r"'longrope' has no parameter short_mscale"),
+        (
+            "Phi3ForCausalLM",
+            {"rope_scaling": longrope(original_max_position_embeddings=None)},
+            r"lacks 'original_max_position_embeddings'",
+        ),
+        (
+            "Phi3ForCausalLM",
+            {"rope_scaling": longrope(original_max_position_embeddings=1)},
+            r"original_max_position_embeddings must be at least 2, got 1",
         ),
         ("Qwen3ForCausalLM", {"layer_types": ["full_attention"]}, r"layer_types must list 2 \(num_hidden_layers\)"),
         ("Qwen3ForCausalLM", {"layer_types": ["full_attention", "chunked"]}, r"layer_types must list 2"),
@@ -112,8 +153,82 @@ def test_which_layers_slide():
     assert windows("Qwen3ForCausalLM", 2, use_sliding_window=True, max_window_layers=0) == [4096, 4096]
     assert windows("Gemma3ForCausalLM", 7, sliding_window=8) == [8, 8, 8, 8, 8, None, 8]
     assert windows("Gemma3ForCausalLM", 4, sliding_window=8, sliding_window_pattern=2) == [8, None, 8, None]
+    assert windows("Qwen2ForCausalLM", 3, sliding_window=8, max_window_layers=1) == [None] * 3
+    assert windows("Qwen2ForCausalLM", 3, use_sliding_window=True, sliding_window=8, max_window_layers=2) == [
+        None,
+        None,
+        8,
+    ]
     kinds = ["full_attention", "sliding_attention"]
     assert windows("Gemma3ForCausalLM", 2, sliding_window=8, layer_types=kinds) == [None, 8]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "unset"), [("MistralForCausalLM", 4096), ("Phi3ForCausalLM", None)]
+)  # fmt: skip
+def test_windows_that_all_layers_share(architecture, unset):
+    long = {"max_position_embeddings": 8192}
+    assert windows(architecture, 2, **long) == [unset] * 2
+    assert windows(architecture, 2, **long, sliding_window=None) == [None] * 2
+    assert windows(architecture, 2, **long, sliding_window=8191) == [8191] * 2
+    assert windows(architecture, 2, **long, sliding_window=8192) == [None] * 2, "no sequence outgrows it"
+
+
+def test_mistral_may_say_which_layers_slide():
+    kinds = ["full_attention", "sliding_attention"]
+    assert windows("MistralForCausalLM", 2, sliding_window=8, layer_types=kinds) == [None, 8]
+
+
+def test_which_exaone_layers_slide_and_which_are_rotated():
+    def layers(**changes: Any) -> str:
+        model = build("Exaone4ForCausalLM", num_hidden_layers=6, **changes)
+        windows = [getattr(spec, "window", None) for spec in model.cache_specs()]
+        turned = [layer.attention._rope is CTX.ops.rope for layer in model.layers]
+        return " ".join(
+            f"{window or 'full'}{'' if turns else ' NoPE'}," for window, turns in zip(windows, turned, strict=True)
+        )
+
+    lllg = "8, 8, 8, full NoPE, 8, 8,"
+    assert layers(sliding_window=8) == layers(sliding_window=8, sliding_window_pattern=4) == lllg
+    assert layers(sliding_window=8, sliding_window_pattern="LLLG") == "8, 8, 8, full NoPE, 8, full NoPE,"
+    assert layers(sliding_window=8, sliding_window_pattern="LG") == "8, full NoPE, " * 2 + "8, full NoPE,"
+    assert layers() == lllg.replace("8", "4096")
+    for pattern in (4, "LLLG", 0, None):
+        assert layers(sliding_window=None, sliding_window_pattern=pattern) == " ".join(["full,"] * 6)
+    kinds = ["full_attention", *["sliding_attention"] * 5]
+    assert layers(sliding_window=8, layer_types=kinds, sliding_window_pattern=None) == "full NoPE, 8, 8, 8, 8, 8,"
+
+
+def phi_rope(**config: Any) -> RopeSpec:
+    return _rope(Fields(config, "test"), 8, 64)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "su", "yarn"])
+def test_long_rope_under_all_its_names(kind):
+    spec = phi_rope(rope_scaling=longrope(kind))
+    assert (spec.kind, spec.factor, spec.original_max_positions) == ("longrope", 2.0, 32)
+    assert (spec.short_factors, spec.long_factors) == ((1.0, 1.5, 2.0, 3.0), (1.0, 2.0, 4.0, 8.0))
+    new = longrope(rope_type=kind, rope_theta=10000.0)
+    assert phi_rope(rope_parameters={name: value for name, value in new.items() if name != "type"}) == spec
+    # In the files of the hub the original length stands at the top.
+    top = longrope(kind, original_max_position_embeddings=None)
+    assert phi_rope(rope_scaling=top, original_max_position_embeddings=32) == spec
+    given = phi_rope(rope_scaling=longrope(kind, factor=4.0, attention_factor=1.5))
+    assert (given.factor, given.attention_factor) == (4.0, 1.5)
+
+
+def test_phi_4_has_the_plain_rope():
+    assert phi_rope(rope_scaling=None, rope_theta=250000, original_max_position_embeddings=64) == RopeSpec(
+        "default", 250000.0, 64, original_max_positions=64
+    )
+    assert phi_rope(rope_scaling=None, partial_rotary_factor=0.75).partial == 0.75
+
+
+def test_nemotron_rotates_half_of_each_head_unless_told_otherwise():
+    def rotated(**changes: Any) -> int:
+        return 2 * build("NemotronForCausalLM", **changes).rope._inv_freq.shape[0]
+
+    assert (rotated(), rotated(partial_rotary_factor=1.0), rotated(partial_rotary_factor=0.25)) == (4, 8, 2)
 
 
 def rope(config: dict[str, Any]) -> RopeSpec:

@@ -24,7 +24,7 @@ BASE = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 6,
+    "head_dim": 8,
     "max_position_embeddings": 64,
 }
 
@@ -60,9 +60,30 @@ def test_names_and_size_are_those_of_the_checkpoint():
     model = build(tie_word_embeddings=True, attention_bias=True)
     shapes = model.tensor_shapes()
     assert "lm_head.weight" not in shapes
-    assert shapes["model.layers.1.self_attn.k_proj.bias"] == (12,)
+    assert shapes["model.layers.1.self_attn.k_proj.bias"] == (16,)
     assert model.n_params == sum(torch.Size(shape).numel() for shape in shapes.values())
     assert model.n_bytes == 4 * model.n_params
+
+
+def test_fused_tensors_are_taken_as_they_are(tmp_path):
+    model = build("Phi3ForCausalLM")
+    shapes = {name for name in model.tensor_shapes() if name.startswith("model.layers.1.")}
+    assert shapes == {
+        f"model.layers.1.{name}.weight"
+        for name in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj", "input_layernorm",
+                     "post_attention_layernorm")
+    }  # fmt: skip
+    tensors = weights(model)
+    load(model, tensors, tmp_path)
+    assert torch.equal(model.layers[0].attention.qkv.weight.data, tensors["model.layers.0.self_attn.qkv_proj.weight"])
+    assert torch.equal(model.layers[0].mlp.gate_up.weight.data, tensors["model.layers.0.mlp.gate_up_proj.weight"])
+
+
+def test_layer_norms_bring_a_bias_and_are_stored_minus_one():
+    model = build("NemotronForCausalLM")
+    norms = {name for name in model.tensor_shapes() if "norm" in name}
+    assert {"model.norm.bias", "model.layers.1.post_attention_layernorm.bias"} < norms
+    assert model.zero_centred() == {name for name in norms if name.endswith(".weight")}
 
 
 def test_progress_counts_every_byte(tmp_path):
@@ -125,7 +146,7 @@ def test_random_weights_in_half_precision_run(architecture):
     model.load(DummyCheckpoint({}, shapes, seed=1, zero_centred=model.zero_centred()))
     specs = model.cache_specs()
     layers = [[i for i, spec in enumerate(specs) if spec == kind] for kind in dict.fromkeys(specs)]
-    views = [torch.full((3, len(members), 2, 2, 32, 6), torch.nan, dtype=torch.bfloat16) for members in layers]
+    views = [torch.full((3, len(members), 2, 2, 32, 8), torch.nan, dtype=torch.bfloat16) for members in layers]
     model.bind_cache(layers, views)
     group = [GroupBatch(torch.tensor([[1, 2]], dtype=torch.int32), torch.arange(32, 72)) for _ in layers]
     batch = Batch(torch.arange(40), torch.arange(40), torch.tensor([0, 40]), torch.tensor([40]), tuple(group))
@@ -144,6 +165,6 @@ def test_random_weights_in_half_precision_run(architecture):
 def test_caches_that_do_not_fit_are_refused():
     model = build()
     with pytest.raises(EngineError, match=r"layers without a cache: \[1\]"):
-        model.bind_cache([[0]], [torch.zeros(3, 1, 2, 2, 32, 6)])
+        model.bind_cache([[0]], [torch.zeros(3, 1, 2, 2, 32, 8)])
     with pytest.raises(EngineError, match="group 0 has 2 layers"):
-        model.bind_cache([[0, 1]], [torch.zeros(3, 1, 2, 2, 32, 6)])
+        model.bind_cache([[0, 1]], [torch.zeros(3, 1, 2, 2, 32, 8)])

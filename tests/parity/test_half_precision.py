@@ -17,7 +17,22 @@ def divergence(truth: torch.Tensor, logprobs: torch.Tensor) -> float:
     return (truth.exp() * (truth - logprobs)).sum(-1).mean().item()
 
 
-@pytest.mark.parametrize("variant", ["llama-biases", "llama-llama3", "llama-tied", "qwen3", "gemma3", "gemma3-cap"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "llama-biases",
+        "llama-llama3",
+        "llama-tied",
+        "qwen3",
+        "gemma3",
+        "gemma3-cap",
+        "mistral-sliding",
+        "qwen2",
+        "phi3-longrope-long",
+        "nemotron-biases-tied",
+        "exaone4",
+    ],
+)
 def test_bf16_is_as_close_to_fp32_as_the_reference_is(variant: str, tmp_path: Path) -> None:
     model = make(variant).bfloat16()
     save(model, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,3 +65,29 @@ def test_dynamic_rope_beyond_the_models_positions(tmp_path: Path) -> None:
     assert (got - want).abs().max() < 5 * TOLERANCE
     other = ModelRun(folder, max_seq_len=64).logprobs(prompt)
     assert (other - want).abs().max() > 0.1
+
+
+def test_long_rope_takes_its_list_from_the_longest_sequence_that_the_build_allows(tmp_path: Path) -> None:
+    """The reference looks at the sequence at hand: it agrees where that comes to the same, and not elsewhere."""
+    model = make("phi3-longrope-long", original_max_position_embeddings=100)
+    folder = save(model, tmp_path)
+    below, beyond = random_prompts(model.config.vocab_size, [90, 150])
+    want_below, want_beyond = (model(torch.tensor([p])).logits[0].log_softmax(-1) for p in (below, beyond))
+    short, long = ModelRun(folder, max_seq_len=100), ModelRun(folder)
+    assert (short.logprobs(below) - want_below).abs().max() < 5 * TOLERANCE
+    assert (long.logprobs(beyond) - want_beyond).abs().max() < 5 * TOLERANCE
+    assert (long.logprobs(below) - want_below).abs().max() > 0.1
+
+
+def test_files_of_the_hub_say_the_same_in_the_older_dialect(tmp_path: Path) -> None:
+    """``su`` and a fraction at the top instead of ``rope_parameters``, as Phi-3's own files have it."""
+    model = make("phi3-longrope-long")
+    new, old = save(model, tmp_path / "new"), save(model, tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    factors = {name: rope.pop(name) for name in ("short_factor", "long_factor")}
+    config |= {name: rope[name] for name in ("rope_theta", "partial_rotary_factor")}
+    config |= {"rope_scaling": {"type": "su", **factors}}
+    (old / "config.json").write_text(json.dumps(config))
+    (prompt,) = random_prompts(model.config.vocab_size, [60])
+    assert torch.equal(ModelRun(old).logprobs(prompt), ModelRun(new).logprobs(prompt))

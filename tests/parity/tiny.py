@@ -13,6 +13,9 @@ from typing import Any
 import torch
 import transformers
 
+ABSENT = object()
+"""For a field that the configuration does not have."""
+
 _BASE = {
     "vocab_size": 317,
     "hidden_size": 64,
@@ -37,6 +40,24 @@ def _rope(kind: str, **parameters: Any) -> dict[str, Any]:
 
 _LLAMA3 = _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 _YARN = _rope("yarn", factor=4.0, original_max_position_embeddings=64)
+_PHI = {"head_dim": 16, "num_key_value_heads": 2, "pad_token_id": 0}
+"""The reference takes head_dim from hidden_size in places."""
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 2.5],
+    "long_factor": [1.0, 2.0, 4.0, 8.0, 15.0, 30.0],
+}
+_LONG = {**_PHI, "rope_parameters": _LONGROPE, "original_max_position_embeddings": 8}
+"""Whatever the tests run, prompt and output together, is longer than 8 tokens: the reference takes the long list."""
+_SHORT = {
+    **_PHI,
+    "rope_parameters": {**_LONGROPE, "attention_factor": 1.2},
+    "original_max_position_embeddings": 256,
+}
+_SSSF = ["sliding_attention"] * 3 + ["full_attention"]
+_EXAONE = {"num_hidden_layers": 5, "sliding_window": 8, "layer_types": [*_SSSF, "sliding_attention"], **_LLAMA3}
 _GEMMA = {
     "num_hidden_layers": 4,
     "query_pre_attn_scalar": 24,
@@ -91,24 +112,95 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3",
         {**_GEMMA, "head_dim": 12, "hidden_size": 60, "num_key_value_heads": 1, "attention_bias": True},
     ),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral-sliding": ("Mistral", {"sliding_window": 8}),
+    "mistral-window-40-odd-mqa": (
+        "Mistral",
+        {"sliding_window": 40, "hidden_size": 60, "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 20},
+    ),
+    "mistral-derived-head-dim": ("Mistral", {"sliding_window": None, "head_dim": ABSENT, "tie_word_embeddings": True}),
+    "qwen2": ("Qwen2", {"head_dim": ABSENT}),
+    "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
+    "qwen2-sliding": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "qwen2-yarn-odd": (
+        "Qwen2",
+        {**_YARN, "head_dim": 20, "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 60},
+    ),
+    "phi3": ("Phi3", {"head_dim": ABSENT, "sliding_window": 512}),
+    "phi3-sliding-mha": ("Phi3", {**_PHI, "sliding_window": 8, "num_key_value_heads": 4, "intermediate_size": 77}),
+    "phi3-partial-tied": (
+        "Phi3",
+        {**_PHI, **_rope("default", partial_rotary_factor=0.75), "tie_word_embeddings": True},
+    ),
+    "phi3-longrope-short": ("Phi3", _SHORT),
+    "phi3-longrope-long": ("Phi3", {**_LONG, "tie_word_embeddings": True, "sliding_window": 40}),
+    "phi3-longrope-long-factor-odd": (
+        "Phi3",
+        {
+            **_LONG,
+            "rope_parameters": {**_LONGROPE, "factor": 3.0, "short_factor": [1.0] * 3, "long_factor": [1.0, 3.0, 9.0]},
+            "num_attention_heads": 5,
+            "num_key_value_heads": 1,
+            "hidden_size": 40,
+            "head_dim": 8,
+        },
+    ),
+    "nemotron": ("Nemotron", {}),
+    "nemotron-biases-tied": (
+        "Nemotron",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "norm_eps": 1e-2},
+    ),
+    "nemotron-odd": (
+        "Nemotron",
+        {
+            **_rope("default", partial_rotary_factor=0.25),
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 24,
+            "hidden_size": 60,
+            "intermediate_size": 77,
+        },
+    ),
+    "exaone4": ("Exaone4", _EXAONE),
+    "exaone4-no-window": (
+        "Exaone4",
+        {**_EXAONE, "sliding_window": None, "layer_types": ["full_attention"] * 5, "tie_word_embeddings": True},
+    ),
+    "exaone4-window-40-odd": (
+        "Exaone4",
+        {**_EXAONE, "sliding_window": 40, "head_dim": 20, "num_attention_heads": 3, "num_key_value_heads": 1},
+    ),
 }
 """Name -> (class prefix, what differs from the common base)."""
 
 _CLASSES = {
     "Llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     "Qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    "Mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+    "Qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    "Phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM),
+    "Nemotron": (transformers.NemotronConfig, transformers.NemotronForCausalLM),
+    "Exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM),
     "Gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
 }
+
+
+_SHARPER = 4.0
+"""How much larger query and key weights are than others."""
 
 
 def make(variant: str, **changes: Any) -> transformers.PreTrainedModel:
     """The reference model of a variant, fp32 and eager; its weights are a function of the name."""
     family, overrides = VARIANTS[variant]
     config_class, model_class = _CLASSES[family]
-    model = model_class(config_class(**{**_BASE, **overrides, **changes})).eval().requires_grad_(False)
+    settings = {name: value for name, value in {**_BASE, **overrides, **changes}.items() if value is not ABSENT}
+    model = model_class(config_class(**settings)).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(zlib.crc32(variant.encode()))
     for name, parameter in model.named_parameters():
-        _randomise(name, parameter, generator, zero_centred=family == "Gemma3")
+        _randomise(name, parameter, generator, zero_centred=family in ("Gemma3", "Nemotron"))
+        if name.endswith("qkv_proj.weight"):
+            values = model.config.num_key_value_heads * model.model.layers[0].self_attn.head_dim
+            parameter[:-values] *= _SHARPER
     return model
 
 
@@ -121,7 +213,7 @@ def _randomise(name: str, parameter: torch.Tensor, generator: torch.Generator, *
     elif "embed_tokens" in name:
         parameter.copy_(noise * 0.3)
     else:
-        sharper = 4.0 if "q_proj" in name or "k_proj" in name else 1.0
+        sharper = _SHARPER if "q_proj" in name or "k_proj" in name else 1.0
         parameter.copy_(noise * parameter.shape[1] ** -0.5 * sharper)
 
 

@@ -47,6 +47,20 @@ class Fields:
             raise self._wrong(name, value, f"a number above {above:g}")
         return float(value)
 
+    def numbers(self, name: str, length: int) -> tuple[float, ...]:
+        """A list of ``length`` numbers above 0."""
+        values = self.raw(name)
+        wrong = self._wrong(name, values, f"a list of {length} numbers above 0")
+        if not isinstance(values, list | tuple) or len(values) != length:
+            raise wrong
+        if not all(type(value) in (int, float) and 0.0 < value < float("inf") for value in values):
+            raise wrong
+        return tuple(float(value) for value in values)
+
+    def has(self, name: str) -> bool:
+        """The field is there, null or not: for the few whose null is not their default."""
+        return name in self._values
+
     def flag(self, name: str, default: bool) -> bool:
         value = self.raw(name, default)
         if not isinstance(value, bool):
@@ -94,13 +108,15 @@ class DecoderConfig:
     attention_bias: bool
 
 
-def read_decoder(fields: Fields, *, head_dim: int | None, tied: bool, eps: float = 1e-6) -> DecoderConfig:
+def read_decoder(
+    fields: Fields, *, head_dim: int | None, tied: bool, eps: float = 1e-6, eps_name: str = "rms_norm_eps"
+) -> DecoderConfig:
     """Reads the common part.
 
     Args:
         head_dim: the architecture's default; None: hidden_size // num_attention_heads.
         tied: the architecture's default of ``tie_word_embeddings``.
-        eps: the architecture's default of ``rms_norm_eps``.
+        eps: the architecture's default of ``eps_name``.
     """
     fields.refuse("quantization_config", "only plain float weights are read here")
     hidden_size, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
@@ -122,7 +138,7 @@ def read_decoder(fields: Fields, *, head_dim: int | None, tied: bool, eps: float
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=fields.integer("head_dim", head_dim or hidden_size // n_heads),
-        eps=fields.number("rms_norm_eps", eps),
+        eps=fields.number(eps_name, eps),
         max_positions=fields.integer("max_position_embeddings"),
         tied=fields.flag("tie_word_embeddings", tied),
         attention_bias=fields.flag("attention_bias", False),
@@ -148,3 +164,16 @@ def read_windows(fields: Fields, n_layers: int, kinds: Sequence[str], window: in
     if SLIDING in given and window is None:
         raise ModelError(f"{fields.where}: layer_types has {SLIDING!r} layers, but there is no sliding_window")
     return tuple(window if kind == SLIDING else None for kind in given)
+
+
+def read_upper_windows(fields: Fields, n_layers: int) -> tuple[int | None, ...]:
+    """Qwen's switches: layers from ``max_window_layers`` on slide if ``use_sliding_window`` says so."""
+    window = fields.integer("sliding_window", 4096) if fields.flag("use_sliding_window", False) else None
+    first = fields.integer("max_window_layers", 28, at_least=0)
+    kinds = [SLIDING if window is not None and i >= first else FULL for i in range(n_layers)]
+    return read_windows(fields, n_layers, kinds, window)
+
+
+def narrower(window: int | None, max_positions: int) -> int | None:
+    """None for a window that no sequence outgrows: that is full attention, and its cache can do more."""
+    return window if window is not None and window < max_positions else None

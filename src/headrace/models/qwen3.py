@@ -17,7 +17,7 @@ from headrace.layers.rope import Rope
 from headrace.ops.batch import Batch
 
 from .base import Decoder
-from .config import FULL, SLIDING, Fields, read_decoder, read_windows
+from .config import Fields, read_decoder, read_upper_windows
 from .rope_config import read_rope
 
 
@@ -30,7 +30,7 @@ class Qwen3ForCausalLM(Decoder):
         c = read_decoder(fields, head_dim=128, tied=False)
         super().__init__(c.vocab_size, c.max_positions, tied=c.tied)
         shape = AttentionShape(c.hidden_size, c.n_heads, c.n_kv_heads, c.head_dim)
-        windows = _windows(fields, c.n_layers)
+        windows = read_upper_windows(fields, c.n_layers)
         self.embed = Embedding(ctx, "model.embed_tokens", c.vocab_size, c.hidden_size)
         self.rope = Rope(ctx, read_rope(fields, head_dim=c.head_dim, max_positions=c.max_positions), c.head_dim)
         self.layers = tuple(
@@ -62,10 +62,3 @@ class Qwen3ForCausalLM(Decoder):
         for layer in self.layers:
             x = layer(x, angles, batch)
         return self.norm(x)
-
-
-def _windows(fields: Fields, n_layers: int) -> tuple[int | None, ...]:
-    window = fields.integer("sliding_window", 4096) if fields.flag("use_sliding_window", False) else None
-    first = fields.integer("max_window_layers", 28, at_least=0)
-    kinds = [SLIDING if window is not None and i >= first else FULL for i in range(n_layers)]
-    return read_windows(fields, n_layers, kinds, window)

@@ -12,8 +12,13 @@ from headrace.layers.base import BuildContext
 from .base import Model
 
 ARCHITECTURES: dict[str, str] = {
+    "Exaone4ForCausalLM": "exaone4",
     "Gemma3ForCausalLM": "gemma3",
     "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "NemotronForCausalLM": "nemotron",
+    "Phi3ForCausalLM": "phi3",
+    "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
 """Name in ``architectures`` of a configuration -> module; the class in it has that name."""
