@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from project import ROOT
 
 from headrace.cli.main import app
+from project import ROOT
 
 README = (ROOT / "README.md").read_text()
 
@@ -25,7 +25,8 @@ def test_the_python_example_runs() -> None:
 
 
 def test_the_command_lines_name_commands_and_options_that_exist() -> None:
-    lines = re.findall(r"^headrace (.+?)(?:  +#.*)?$", README, flags=re.MULTILINE)
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", README, flags=re.DOTALL))
+    lines = re.findall(r"^headrace (.+?)(?:  +#.*)?$", blocks, flags=re.MULTILINE)
     assert len(lines) >= 5
     from typer.main import get_command
 

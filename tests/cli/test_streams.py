@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -131,7 +132,7 @@ def test_an_interrupt_cancels_every_stream() -> None:
 
     class Interrupted(JsonView):
         def update(self, stream: Stream) -> None:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     fed[0].say("a")
     with pytest.raises(KeyboardInterrupt):
