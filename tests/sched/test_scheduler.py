@@ -84,17 +84,18 @@ def test_decodes_go_first_and_chunks_ride_along_to_a_block_border() -> None:
 
 
 def test_fewer_rows_than_sequences_means_turns() -> None:
-    """Sequences that wait for their tokens leave rows to newcomers; so there come to be more of them than rows."""
+    """Two wait for their tokens while two more are let in; then all four want the two rows of each step."""
     built = rig(max_num_tokens=2, depth=2, proposer="seer", reuse=False)
     for seed in range(4):
         built.submit(text(1, seed), 150, **FOREVER)
+    built.plan()
+    built.plan()
+    built.apply()
+    built.apply()
     shares: Counter[int] = Counter()
-    for step in range(60):
-        while len(built.in_flight) < 2 and built.plan():
-            shares.update(work.seq_id for work in built.plans[-1].works if step >= 10)
-        built.apply()
-    assert len(shares) == 4
-    assert max(shares.values()) - min(shares.values()) <= 2
+    for _ in range(40):
+        shares.update(work.seq_id for work in turn(built).works)
+    assert set(shares.values()) == {20}
     built.drain()
     built.check_end()
 
@@ -249,14 +250,27 @@ def test_the_lowest_is_preempted_and_what_was_in_flight_still_counts() -> None:
 
 
 def test_nobody_comes_back_while_his_steps_are_in_flight() -> None:
-    built = rig(arena=96, depth=2, reuse=False, max_seq_len=90, max_num_tokens=80)
-    first = built.submit(text(30, 1), 50, **FOREVER)
+    built = rig(arena=128, depth=2, reuse=False, max_seq_len=120, max_num_tokens=100)
+    first = built.submit(text(60, 1), 50, **FOREVER)
     built.submit(text(40, 2), 40, **FOREVER)
     run_until_preempted(built)
     built.cancel(first)
-    assert not built.plan(), "there is room now, but a step of the sequence has not landed"
+    assert built.manager.pool.n_open == 2, "there is room for two blocks, which is what the other needs"
+    assert not built.plan(), "but a step of it has not landed"
     built.apply()
     assert built.plan()
+    built.drain()
+    built.check_end()
+
+
+def test_one_victim_is_enough_even_if_its_blocks_come_back_later() -> None:
+    built = rig(arena=160, depth=2, reuse=False, max_seq_len=150, max_num_tokens=128)
+    built.submit(text(60, 1), 60, **FOREVER)
+    built.submit(text(5, 3), 60, **FOREVER)
+    built.submit(text(40, 2), 60, **FOREVER)
+    run_until_preempted(built)
+    assert [seq.n_preempted for seq in built._sequences()] == [0, 0, 1]
+    assert built.manager.n_limbo == 1
     built.drain()
     built.check_end()
 
@@ -400,6 +414,17 @@ def test_a_shared_prompt_is_computed_once() -> None:
     assert built.scheduler.counters()["prefix_waits"] >= 3
     prefill = sum(work.n_rows for plan in built.plans for work in plan.works if work.start < 99)
     assert prefill == 100 + 3 * 4
+
+
+def test_a_prompt_that_is_all_there_computes_its_last_token() -> None:
+    built = rig()
+    for _ in range(2):
+        built.submit(text(64), 2, **FOREVER)
+        built.drain()
+    built.check_end()
+    assert cached(built, 1) == 63
+    assert built.outputs[1, 0].last.cache_miss is None
+    assert built.scheduler.counters()["standstills"] == 0
 
 
 def test_without_reuse_each_computes_its_own() -> None:

@@ -4,7 +4,7 @@ Running sequences with one row to catch up (decodes) go first, with their drafts
 what is computed again), by the chunking policy; then newcomers. If there are fewer rows than decodes, all take turns.
 
 Memory: a sequence that finds none preempts those of lower standing, lowest first, unless some is about to come back by
-itself. The highest that found none is served first in the next step, and until then nobody below it takes any.
+itself. The highest that found none is served first in the next step, and until then nobody is let in.
 """
 
 from __future__ import annotations
@@ -170,8 +170,6 @@ class Planner:
     def _find_memory(self, step: StepDraft, seq: Sequence, rows: int) -> int:
         """Rows of ``seq`` for which there is memory, after preempting others if there is none for a single one."""
         start = seq.scheduled
-        if step.short is not None and step.short.standing < seq.standing:
-            return min(rows, seq.lease.n_blocks * BLOCK_TOKENS - start)
         while True:
             fit = self._manager.rows_that_fit(seq.lease, start, rows)
             # What is in flight may be about to give back blocks: those of an ended sequence, or of this one's window.

@@ -42,7 +42,7 @@ class StepDraft:
     copies: list[BlockCopy] = field(default_factory=list)
     sources: list[BlockLease] = field(default_factory=list)
     short: Sequence | None = None
-    """The highest in standing of those that found no memory. Nobody below it takes new blocks in this step."""
+    """The highest in standing of those that found no memory: nobody is let in, and it goes first in the next step."""
     n_chunks: int = 0
     n_decodes: int = 0
     n_prefills: int = 0
