@@ -22,6 +22,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def load(path: Path) -> None:
+    dict(read_header(path).metadata)
     checkpoint = open_checkpoint(path)
     try:
         checkpoint.config()
@@ -88,3 +89,14 @@ def test_a_folder_or_an_empty_file_under_the_name(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="cannot be opened"):
         load(path)
+
+
+def test_a_string_that_is_not_utf8_is_refused_when_it_is_looked_at(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(whole.replace(struct.pack("<Q", 3) + b"two", struct.pack("<Q", 3) + b"t\xffo"))
+    metadata = read_header(path).metadata
+    assert "llama.x.texts" in metadata
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"m\.gguf: metadata 'llama\.x\.texts': string 1: .*utf-8.*damaged"):
+            metadata["llama.x.texts"]
+    open_checkpoint(path).close()

@@ -18,6 +18,8 @@ import numpy as np
 
 from headrace.core.errors import CheckpointError
 
+from .gguf_metadata import Metadata, StringArray
+
 _ARRAY_DEPTH = 4
 _MAX_DIMS = 4
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -98,11 +100,11 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """``metadata``: numbers, booleans and strings; arrays of strings as lists, arrays of numbers as numpy arrays."""
+    """What stands before the weights."""
 
     path: Path
     version: int
-    metadata: dict[str, Any]
+    metadata: Metadata
     tensors: dict[str, TensorInfo]
     """By name, in the order of their offsets."""
 
@@ -118,12 +120,13 @@ def read_header(path: Path) -> GgufHeader:
     with data:
         cursor = _Cursor(data, path)
         version, n_tensors, n_fields = _read_counts(cursor)
-        metadata: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for _ in range(n_fields):
             key = cursor.string("metadata key")
-            if key in metadata:
+            if key in values:
                 raise CheckpointError(f"{path}: metadata key {key!r} is there twice")
-            metadata[key] = cursor.value(cursor.scalar(_U32, key), key)
+            values[key] = cursor.value(cursor.scalar(_U32, key), key)
+        metadata = Metadata(path, values)
         infos = [_read_info(cursor) for _ in range(n_tensors)]
         tensors = _place(path, metadata, infos, cursor.position, len(data))
     return GgufHeader(path, version, metadata, tensors)
@@ -176,7 +179,8 @@ class _Cursor:
         kind = self.scalar(_U32, key)
         count = self.scalar(_U64, key)
         if kind == _STRING:
-            return self._strings(count, key)
+            strings = self._strings(count, key)
+            return strings if depth == 0 else strings.decode(self.path, key)
         if kind == _ARRAY:
             if depth == _ARRAY_DEPTH or count > len(self.data):
                 raise CheckpointError(f"{self.path}: metadata {key!r}: arrays nested too deeply: damaged")
@@ -186,24 +190,21 @@ class _Cursor:
         dtype = np.dtype(bool) if kind == _BOOL else np.dtype(form.format)
         return np.frombuffer(self.data[start : self.position], dtype)
 
-    def _strings(self, count: int, key: str) -> list[str]:
+    def _strings(self, count: int, key: str) -> StringArray:
         if count * _U64.size > len(self.data) - self.position:
             raise CheckpointError(f"{self.path}: metadata {key!r}: {count} strings do not fit the file: damaged")
-        data, position, unpack = self.data, self.position, _U64.unpack_from
-        strings = []
-        try:
-            for _ in range(count):
-                start = position + 8
-                position = start + unpack(data, position)[0]
-                strings.append(str(data[start:position], "utf-8"))
-        except (struct.error, OverflowError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{self.path}: metadata {key!r}: string {len(strings)}: {error}: damaged") from error
-        if position > len(data):
-            raise CheckpointError(
-                f"{self.path}: metadata {key!r} goes beyond the end of the file: truncated or damaged"
-            )
-        self.position = position
-        return strings
+        first = position = self.position
+        ends: list[int] = []
+        unpack = _U64.unpack_from
+        with memoryview(self.data) as data:
+            try:
+                for _ in range(count):
+                    position += 8 + unpack(data, position)[0]
+                    ends.append(position - first)
+            except (struct.error, OverflowError) as error:
+                raise CheckpointError(f"{self.path}: metadata {key!r}: string {len(ends)}: {error}: damaged") from error
+        self.claim(position - first, key)
+        return StringArray(self.data[first:position], ends)
 
 
 def _read_counts(cursor: _Cursor) -> tuple[int, int, int]:
@@ -236,7 +237,7 @@ def _read_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def _place(
-    path: Path, metadata: dict[str, Any], infos: list[tuple[str, tuple[int, ...], int, int]], end: int, size: int
+    path: Path, metadata: Metadata, infos: list[tuple[str, tuple[int, ...], int, int]], end: int, size: int
 ) -> dict[str, TensorInfo]:
     """The tensor directory with absolute offsets; tensors must be aligned, inside the file and apart."""
     alignment = metadata.get("general.alignment", 32)
