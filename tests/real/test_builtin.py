@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
+from real_reference import reference
 
 from headrace import LLM, KvCacheConfig, NGramDecodingConfig, RequestOutput, SamplingParams
-from headrace.weights.checkpoint import open_checkpoint
 from headrace.weights.resolve import resolve_model
 from parity.harness import ModelRun
 
@@ -29,24 +28,6 @@ def path() -> Path:
 def llm() -> LLM:
     with LLM("smollm2", kv_cache_config=CACHE, num_threads=1) as llm:
         yield llm
-
-
-def reference(path: Path, dtype: torch.dtype) -> transformers.PreTrainedModel:
-    """transformers' model on the same, dequantised, weights."""
-    checkpoint = open_checkpoint(path)
-    fields = checkpoint.config()
-    config = transformers.LlamaConfig(**{key: value for key, value in fields.items() if key != "architectures"})
-    config._attn_implementation = "eager"
-    model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
-    tensors = {name: checkpoint.tensor(name).float() for name in checkpoint.names()}
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    assert set(missing) <= {"lm_head.weight"}
-    assert not unexpected
-    model.tie_weights()
-    model.to(dtype)
-    # A model loaded in bf16 keeps its rope frequencies in fp32; the cast above has rounded them.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    return model
 
 
 def ask(llm: LLM, question: str, **options: object) -> RequestOutput:
