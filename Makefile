@@ -13,8 +13,8 @@ TEST_ARGS ?=
 BIN       := $(VENV)/bin
 STAMP     := $(VENV)/.installed
 PIP       := $(BIN)/python -m pip --disable-pip-version-check
-# One thread for each test process: two torch pools on two cores slow each other down.
-PYTEST    := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# One thread for each test process, and no busy waiting where a test takes more: two pools on two cores stall each other.
+PYTEST    := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 DEMO_PROMPTS := \
 	"What is the capital of France?" \

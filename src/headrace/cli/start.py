@@ -42,9 +42,11 @@ def started(model: str, engine: Mapping[str, Any], *, quiet: bool, clock: Clock 
     show_log(quiet)
     phases = Phases(clock)
     begin = clock.now()
+    # First: it tells OpenMP how to wait, which torch reads when it is imported.
+    from headrace.llm import LLM
+
     with phases.time("import torch"):
         import torch  # noqa: F401  half of the start of a small model: it gets a line of its own
-    from headrace.llm import LLM
 
     with LLM(model, **engine) as llm:
         if not quiet:

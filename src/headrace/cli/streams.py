@@ -249,4 +249,5 @@ def _state(stream: Stream, output: CompletionOutput) -> str:
     if not output.length:
         return "waiting"
     rate = f", {stream.rate:.1f} tokens/s" if stream.rate is not None and len(stream.output.outputs) == 1 else ""
-    return f"{output.length} token{'s' * (output.length > 1)}{rate}{f', {output.finish_reason}' if output.finish_reason else ''}"
+    end = f", {output.finish_reason}" if output.finish_reason else ""
+    return f"{output.length} token{'s' * (output.length > 1)}{rate}{end}"
