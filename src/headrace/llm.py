@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("headrace")
 
 # Read when torch is first imported, which building an engine does. By default OpenMP's threads wait for one another in
-# a busy loop; with one other process on two cores that costs twenty times the speed (0.6 against 16 tokens/s, measured).
+# a busy loop; with one other process on two cores that costs twenty times the speed (measured: 0.6, not 16 tokens/s).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
