@@ -101,7 +101,7 @@ def write_gguf(
     writer = GGUFWriter(path, arch)
     for key, value in (metadata(arch) | dict(fields or {})).items():
         if value is not None:
-            _add(writer, f"{arch}.{key}", value)
+            add_field(writer, f"{arch}.{key}", value)
     writer.add_eos_token_id(2)
     writer.add_eot_token_id(7)
     writer.add_bos_token_id(1)
@@ -119,6 +119,6 @@ def write_gguf(
     return path
 
 
-def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+def add_field(writer: GGUFWriter, key: str, value: Any) -> None:
     adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     adders.get(type(value), writer.add_array)(key, value)

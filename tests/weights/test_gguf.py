@@ -15,9 +15,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from headrace.core.errors import CheckpointError
 from headrace.weights.checkpoint import expect, open_checkpoint
-from headrace.weights.gguf_config import llama3_divisors
 from headrace.weights.gguf_dequant import SUPPORTED, dequantise
 from headrace.weights.gguf_reader import GGML_TYPES, read_header
+from headrace.weights.gguf_rope import llama3_divisors
 
 BY_NAME = {form.name: form for form in GGML_TYPES.values()}
 
@@ -162,7 +162,7 @@ def test_llama3_frequencies_are_recognised(tmp_path: Path) -> None:
         ({"attention.head_count_kv": [2, 1]}, r"head_count_kv' has the wrong type"),
         ({"rope.freq_base": float("nan")}, "positive finite"),
         ({"expert_count": 8}, "with experts is not supported"),
-        ({"rope.dimension_count": 16}, "differs from the head width 32"),
+        ({"rope.dimension_count": 16}, "dimension_count 16 differs from the head width 32"),
         ({"attention.value_length": 16}, "different width"),
         ({"embedding_length": 63}, r"token_embd\.weight': expected 63 columns \(embedding_length\), found 64"),
     ],

@@ -19,8 +19,6 @@ from .gguf_dequant import SUPPORTED, dequantise, dequantised_dtype, is_supported
 from .gguf_names import Placement, is_weight, place
 from .gguf_reader import TensorInfo, read_header
 
-_ROPE_FACTORS = "rope_freqs.weight"
-
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
@@ -29,7 +27,7 @@ class _Entry:
 
 
 class GgufCheckpoint:
-    """A ``Checkpoint`` over one GGUF file of architecture llama, qwen3 or gemma3."""
+    """A ``Checkpoint`` over one GGUF file of a dense architecture (``gguf_names``)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,8 +35,7 @@ class GgufCheckpoint:
         self._metadata = header.metadata
         self._file = DataFile(path)
         try:
-            factors = header.tensors.get(_ROPE_FACTORS)
-            self._config = hf_config(header, None if factors is None else lambda: self._vector(factors))
+            self._config = hf_config(header, lambda name: self._vector(header.tensors[name]))
             arch = header.metadata["general.architecture"]
             self._entries = _entries(path, arch, list(header.tensors.values()), self._config)
         except BaseException:

@@ -3,8 +3,9 @@
 Source of both: ``convert_hf_to_gguf.py`` and ``gguf-py/gguf/tensor_mapping.py`` of llama.cpp
 (https://github.com/ggml-org/llama.cpp). Two changes are made on the way to GGUF:
 
-- arch ``llama``: rows of q and k are reordered per head, from halves (x[:d/2], x[d/2:]) to pairs (x[2i], x[2i+1]);
-- arch ``gemma3``: norm weights are stored as 1 + w.
+- arch ``llama`` (Mistral too): rows of q and k are reordered per head, from halves (x[:d/2], x[d/2:]) to pairs (x[2i],
+  x[2i+1]);
+- archs ``gemma3`` and ``nemotron``: norm weights are stored as 1 + w.
 """
 
 from __future__ import annotations
@@ -51,21 +52,28 @@ _LAYER = {
 }
 _QK_NORM = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _PRE_NORM = {"ffn_norm": "post_attention_layernorm"}
-_SANDWICH = {
+_POST_NORM = {
     "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+
+
+def _without(names: dict[str, str], *absent: str) -> dict[str, str]:
+    return {stem: name for stem, name in names.items() if stem not in absent}
+
 
 _LAYER_NAMES = {
     "llama": _LAYER | _PRE_NORM,
+    "qwen2": _LAYER | _PRE_NORM,
     "qwen3": _LAYER | _PRE_NORM | _QK_NORM,
-    "gemma3": _LAYER | _SANDWICH | _QK_NORM,
+    "gemma3": _LAYER | _POST_NORM | {"ffn_norm": "pre_feedforward_layernorm"} | _QK_NORM,
+    "phi3": _without(_LAYER, "attn_q", "attn_k", "attn_v", "ffn_gate") | _PRE_NORM | _FUSED,
+    "nemotron": _without(_LAYER, "ffn_gate") | _PRE_NORM,
+    "exaone4": _without(_LAYER, "attn_norm") | _POST_NORM | _QK_NORM,
 }
 
-ARCHITECTURES = tuple(_LAYER_NAMES)
-
-_TABLES = re.compile(r"(rope_freqs|blk\.\d+\.attn_rot_embd)\.weight")
+_TABLES = re.compile(r"(rope_freqs|rope_factors_long|rope_factors_short|blk\.\d+\.attn_rot_embd)\.weight")
 """Tables computed from the configuration, not weights."""
 
 
@@ -82,14 +90,14 @@ def place(path: Path, arch: str, gguf_name: str, config: dict[str, Any]) -> Plac
         raise CheckpointError(f"{path}: tensor {gguf_name!r} has no place in architecture {arch!r}")
     layer, stem, kind = match.groups()
     prefix = "" if layer is None else f"model.layers.{int(layer)}."
-    return Placement(f"{prefix}{table[stem]}.{kind}", *_undo(arch, stem, config))
+    return Placement(f"{prefix}{table[stem]}.{kind}", *_undo(arch, stem, kind, config))
 
 
-def _undo(arch: str, stem: str, config: dict[str, Any]) -> tuple[Undo, int]:
+def _undo(arch: str, stem: str, kind: str, config: dict[str, Any]) -> tuple[Undo, int]:
     if arch == "llama" and stem in ("attn_q", "attn_k"):
         head_dim = config["head_dim"]
         return (lambda rows: _pairs_to_halves(rows, head_dim)), head_dim
-    if arch == "gemma3" and stem.endswith("norm"):
+    if arch in ("gemma3", "nemotron") and stem.endswith("norm") and kind == "weight":
         return _minus_one, 1
     return _as_is, 1
 
