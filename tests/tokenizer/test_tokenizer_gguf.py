@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import regex
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,6 +128,41 @@ def test_splits(name: str, expected: list[Any]) -> None:
     split, reference = build(byte_level_fields(pre=name)).backend.pre_tokenizer, pre_tokenizers.Sequence(expected)
     for text in TEXTS:
         assert split.pre_tokenize_str(text) == reference.pre_tokenize_str(text)
+
+
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+GPT4O = TEKKEN.replace("+|[^", f"+{ENDINGS}|[^").replace(r"*|\p{N}|", rf"*{ENDINGS}|\p{{N}}{{1,3}}|")
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "pieces"),
+    [
+        ("dbrx", LLAMA3, "camelCase ĠDON 'T Ġ 123 4"),
+        ("tekken", TEKKEN, "camel Case ĠDON 'T Ġ 1 2 3 4"),
+        ("gpt-4o", GPT4O, "camel Case ĠDON'T Ġ 123 4"),
+    ],
+)
+def test_splits_against_another_regex_engine(name: str, pattern: str, pieces: str) -> None:
+    split = build(byte_level_fields(pre=name)).backend.pre_tokenizer
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    assert [piece for piece, _ in split.pre_tokenize_str("camelCase DON'T 1234")] == pieces.split(" ")
+    for text in (*TEXTS, "HTTPServer a/b//\n\n c", "x\u0301Y\u0301z it'S  \t\r\n  9 \u00c5s"):
+        found = regex.findall(pattern, text)
+        assert "".join(found) == text
+        expected = [letters.pre_tokenize_str(piece)[0][0] for piece in found]
+        assert [piece for piece, _ in split.pre_tokenize_str(text)] == expected
+
+
+def test_begin_token_and_merges_of_tekken() -> None:
+    tokenizer = build(byte_level_fields(pre="tekken"))
+    assert tokenizer.decode(tokenizer.encode("Hi"), skip_special_tokens=False) == "<s>Hi"
+    assert tokenizer.backend.model.ignore_merges
+    assert not build(byte_level_fields(pre="gpt-4o")).backend.model.ignore_merges
 
 
 def test_qwen2_composes_characters() -> None:

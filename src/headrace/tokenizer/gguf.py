@@ -58,12 +58,25 @@ def _digits_split() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2_split()])
 
 
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_BEFORE_WORD = r"[^\r\n\p{L}\p{N}]?"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
 def _word_split(digits: str) -> Callable[[], pre_tokenizers.PreTokenizer]:
     """Contractions, words, runs of ``digits``, punctuation, white space."""
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
+    words = rf"{_CONTRACTIONS}|{_BEFORE_WORD}\p{{L}}+"
+    return _pattern_split(rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}")
+
+
+def _cased_word_split(digits: str, ending: str = "") -> Callable[[], pre_tokenizers.PreTokenizer]:
+    """As ``_word_split``, but a word ends where a capital follows a small letter, and ``ending`` belongs to it."""
+    upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    words = f"{_BEFORE_WORD}{upper}*{lower}+{ending}|{_BEFORE_WORD}{upper}+{lower}*{ending}"
+    return _pattern_split(rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}")
+
+
+def _pattern_split(pattern: str) -> Callable[[], pre_tokenizers.PreTokenizer]:
     return lambda: pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), "isolated"),
@@ -75,6 +88,8 @@ def _word_split(digits: str) -> Callable[[], pre_tokenizers.PreTokenizer]:
 _LLAMA3 = _Split(_word_split(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
 _QWEN2 = _Split(_word_split(r"\p{N}"), normalizer=normalizers.NFC)
 _GPT2 = _Split(_gpt2_split)
+_TEKKEN = _Split(_cased_word_split(r"\p{N}"), ignore_merges=True, add_bos=True)
+_GPT4O = _Split(_cased_word_split(r"\p{N}{1,3}", f"{_CONTRACTIONS}?"))
 
 _SPLITS = {
     "default": _GPT2,
@@ -83,6 +98,9 @@ _SPLITS = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
+    "dbrx": _Split(_word_split(r"\p{N}{1,3}")),
+    "tekken": _TEKKEN,
+    "gpt-4o": _GPT4O,
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
 }

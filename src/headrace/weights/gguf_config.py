@@ -68,7 +68,7 @@ def _common(fields: Fields) -> dict[str, Any]:
     vocab, width = _matrix(fields, "token_embd.weight")
     if width != hidden:
         raise fields.error(f"tensor 'token_embd.weight': expected {hidden} columns (embedding_length), found {width}")
-    config = {
+    config: dict[str, Any] = {
         "vocab_size": vocab,
         "hidden_size": hidden,
         "intermediate_size": fields.integer("feed_forward_length"),

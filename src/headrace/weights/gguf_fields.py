@@ -26,10 +26,10 @@ class Fields:
         value = self._get(key)
         if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             value = value[0].item()
-        value = default if value is None else value
-        if self._checked(key, value, int) < 1:
-            raise self.error(f"metadata {self._name(key)!r} is {value}, expected a positive number")
-        return value
+        number: int = self._checked(key, default if value is None else value, int)
+        if number < 1:
+            raise self.error(f"metadata {self._name(key)!r} is {number}, expected a positive number")
+        return number
 
     def optional_integer(self, key: str) -> int | None:
         return None if self._get(key) is None else self.integer(key)
