@@ -96,8 +96,12 @@ def write_gguf(
     tied: bool = True,
     fields: Mapping[str, Any] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
+    blocks: Mapping[str, tuple[str, np.ndarray]] | None = None,
 ) -> Path:
-    """Write a file; matrices are stored as ``kind``, vectors as F32. ``fields`` replaces metadata (None removes)."""
+    """Write a file; matrices are stored as ``kind``, vectors as F32. ``fields`` replaces metadata (None removes).
+
+    ``blocks``: tensors that are blocks already, as form and rows of bytes.
+    """
     writer = GGUFWriter(path, arch)
     for key, value in (metadata(arch) | dict(fields or {})).items():
         if value is not None:
@@ -112,6 +116,8 @@ def write_gguf(
         writer.add_tensor(gguf_name, quants.quantize(stored, form), raw_dtype=form)
     for gguf_name, tensor in (extra or {}).items():
         writer.add_tensor(gguf_name, tensor)
+    for gguf_name, (form_name, rows) in (blocks or {}).items():
+        writer.add_tensor(gguf_name, rows, raw_dtype=GGMLQuantizationType[form_name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -64,6 +64,25 @@ def test_any_block_bytes_dequantise_as_the_reference_does(kind: str, n_blocks: i
     assert np.array_equal(np.signbit(found[found == 0]), np.signbit(expected[expected == 0]))
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
+@pytest.mark.parametrize("kind", READ_ONLY_TYPES)
+def test_forms_that_are_only_read_come_out_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, chunk_bytes: int
+) -> None:
+    form = BY_NAME[kind]
+    # Small bytes everywhere: no float16 scale is infinite.
+    rows = np.random.default_rng(5).integers(0, 0x40, (6, 3 * form.nbytes), dtype=np.uint8)
+    path = write_gguf(tmp_path / "m.gguf", blocks={"blk.9.ffn_down.weight": (kind, rows)})
+    monkeypatch.setattr("headrace.weights.files.CHUNK_BYTES", chunk_bytes)
+    checkpoint = open_checkpoint(path)
+    found = checkpoint.tensor("model.layers.9.mlp.down_proj.weight")
+    checkpoint.close()
+    assert found.shape == (6, 3 * form.block)
+    assert found.isfinite().all()
+    assert found.std() > 0
+    assert np.array_equal(found.numpy(), quants.dequantize(rows, GGMLQuantizationType[kind]))
+
+
 def test_every_form_with_a_reader_is_compared_with_the_reference() -> None:
     assert set(SUPPORTED) == {"F32", "F16", "BF16", *BLOCK_TYPES, *READ_ONLY_TYPES}
 
