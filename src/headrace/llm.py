@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from headrace.core.config import LlmArgs
 from headrace.core.errors import RequestError, did_you_mean
+from headrace.core.outputs import EngineHealth
 from headrace.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -133,6 +134,12 @@ class LLM:
         Keys are those of TensorRT-LLM; ``witnesses`` holds the counters since the start that show which features acted.
         """
         return self._engine.get_stats(timeout)
+
+    @property
+    def health(self) -> EngineHealth:
+        """Whether the engine can go on, and when its loop last turned."""
+        loop = self._engine.loop
+        return EngineHealth(dead=loop.dead, is_idle=loop.is_idle, heartbeat=loop.heartbeat)
 
     def check_integrity(self) -> None:
         """Raises ``IntegrityError`` if a block, lease or slot is out of balance."""

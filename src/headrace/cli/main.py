@@ -16,6 +16,7 @@ from headrace.cli.chat import chat
 from headrace.cli.doctor import doctor
 from headrace.cli.features import features
 from headrace.cli.generate import generate
+from headrace.cli.serve import serve
 from headrace.core.errors import EngineError, HeadraceError
 
 
@@ -66,6 +67,7 @@ def _options(
 
 app.command()(generate)
 app.command()(chat)
+app.command()(serve)
 app.add_typer(bench)
 app.command()(features)
 app.command()(doctor)

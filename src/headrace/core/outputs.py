@@ -66,3 +66,15 @@ class RequestPerfMetrics:
     preemptions: int = 0
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    """How the engine loop is, as seen from outside."""
+
+    dead: Exception | None
+    """Why it has ended; None while it can go on."""
+    is_idle: bool
+    """Nothing is under way. An idle loop does not turn, so its heartbeat says nothing."""
+    heartbeat: float
+    """Clock reading at the start of the loop's last turn."""

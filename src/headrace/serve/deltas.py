@@ -1,0 +1,40 @@
+"""What is new, output by output: the common ground of all streams."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from headrace.engine.results import CompletionOutput, RequestOutput
+
+from .job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """News of one output. ``one.text_diff`` and its like hold it, until the next delta is asked for."""
+
+    index: int
+    """Number of the choice: prompt by prompt, n for each."""
+    which: int
+    """Which prompt."""
+    output: RequestOutput
+    one: CompletionOutput
+    is_first: bool
+    is_last: bool
+
+
+async def deltas(job: Job) -> AsyncIterator[Delta]:
+    """Deltas as the steps come; none for a step that shows nothing (half a character, text that may become a stop)."""
+    begun: set[int] = set()
+    ended: set[int] = set()
+    async for which, output in job.steps():
+        for one in output.outputs:
+            index = which * job.sampling.n + one.index
+            is_last = one.finish_reason is not None
+            if index in ended or not (is_last or one.text_diff or one.logprobs_diff):
+                continue
+            yield Delta(index, which, output, one, index not in begun, is_last)
+            begun.add(index)
+            if is_last:
+                ended.add(index)

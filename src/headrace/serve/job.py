@@ -1,0 +1,97 @@
+"""A request under way: one or several prompts, followed together and cancelled together.
+
+There is one way out for every kind of answer: leaving the ``with`` block. Whatever has not ended by then is cancelled:
+the client hung up, a sibling failed, or the server is going down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Self
+
+from headrace.core.sampling_params import SamplingParams
+from headrace.engine.results import RequestOutput
+
+from .engine import Prepared, Terms
+from .errors import ApiError
+from .serving import Serving
+
+_SHUTTING_DOWN = "the server is shutting down; the request was cancelled"
+
+
+class Job:
+    """Submits on entry. Use it as a context manager around everything that reads it."""
+
+    def __init__(self, serving: Serving, prompts: Sequence[Prepared], sampling: SamplingParams, terms: Terms) -> None:
+        self._serving = serving
+        self.prompts = prompts
+        self.sampling = sampling
+        self._terms = terms
+        self.outputs: list[RequestOutput] = []
+        """One for each prompt, each with ``sampling.n`` outputs."""
+
+    def __enter__(self) -> Self:
+        self._serving.jobs.add(self)
+        self._serving.metrics.running.inc()
+        try:
+            for prompt in self.prompts:
+                self.outputs.append(self._serving.engine.submit(prompt, self.sampling, self._terms))
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._serving.jobs.discard(self)
+        metrics = self._serving.metrics
+        metrics.running.dec()
+        for output in self.outputs:
+            if output.finished and output.error is None:
+                metrics.finished(output)
+            else:
+                self._abort(output)
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            metrics.gone()
+        elif error is not None:
+            metrics.failed()
+
+    def cancel(self) -> None:
+        """Ends what runs; the reader gets a 503."""
+        for output in self.outputs:
+            self._abort(output)
+
+    def _abort(self, output: RequestOutput) -> None:
+        # A dead engine has cancelled everything already, and takes no more calls.
+        if not self._serving.engine.is_dead:
+            output.abort()
+
+    async def finish(self) -> None:
+        """Waits for the end. Raises the error of the first output that has one."""
+        async for _ in self.steps():
+            pass
+
+    async def steps(self) -> AsyncIterator[tuple[int, RequestOutput]]:
+        """(which prompt, its output) after every step that moved it; ``text_diff`` and its like are what is new."""
+        turns = [aiter(output) for output in self.outputs]
+        pending = {asyncio.ensure_future(anext(turn, None)): which for which, turn in enumerate(turns)}
+        try:
+            while pending:
+                done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    which = pending.pop(task)
+                    output = task.result()
+                    if output is None:
+                        continue
+                    self._check(output)
+                    yield which, output
+                    # Asked again only now: a turn of the loop forgets what was new in the one before.
+                    pending[asyncio.ensure_future(anext(turns[which], None))] = which
+        finally:
+            for task in pending:
+                task.cancel()
+
+    @staticmethod
+    def _check(output: RequestOutput) -> None:
+        if any(one.finish_reason == "cancelled" for one in output.outputs):
+            raise ApiError(503, _SHUTTING_DOWN, code="shutting_down")

@@ -1,0 +1,58 @@
+"""From the fields of a body to ``SamplingParams``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headrace.core.sampling_params import SamplingParams
+
+from .chat_protocol import ChatCompletionRequest
+from .engine import Terms
+from .protocol import CompletionRequest, Generation
+
+# Same name, same meaning.
+_SAME = (
+    *("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens"),
+    *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"),
+    *("truncate_prompt_tokens", "stop_token_ids"),
+)
+
+
+def completion_params(body: CompletionRequest) -> SamplingParams:
+    """Raises ``RequestError``."""
+    return _params(
+        body,
+        max_tokens=body.max_tokens,
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if body.echo else None,
+    )
+
+
+def chat_params(body: ChatCompletionRequest) -> SamplingParams:
+    """Raises ``RequestError``."""
+    limits = (body.max_completion_tokens, body.max_tokens)
+    return _params(
+        body,
+        max_tokens=next((limit for limit in limits if limit is not None), None),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+
+
+def terms(body: Generation, timeout: float | None) -> Terms:
+    """``timeout``: seconds."""
+    return Terms(priority=body.priority, cache_salt=body.cache_salt, timeout=timeout)
+
+
+def _params(body: Generation, **more: Any) -> SamplingParams:
+    bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
+    return SamplingParams(
+        n=body.n or 1,
+        # OpenAI's default; the engine's own would be greedy.
+        temperature=1.0 if body.temperature is None else body.temperature,
+        # OpenAI's seeds are signed.
+        seed=None if body.seed is None else body.seed % (1 << 64),
+        stop=body.stop or None,
+        embedding_bias=bias or None,
+        **{name: getattr(body, name) for name in _SAME},
+        **more,
+    )

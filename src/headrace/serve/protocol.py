@@ -1,0 +1,201 @@
+"""Request bodies of the OpenAI API, with the extensions that the engine has.
+
+A field that nobody knows, and one that is known but asks for something this version does not have, are refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from headrace.core.errors import did_you_mean
+from headrace.core.features import Missing
+
+MAX_PROMPTS = 512
+MAX_SEQUENCES = 1024
+"""Outputs of one HTTP request: prompts x n."""
+
+
+def _unicode(text: str) -> str:
+    """JSON can spell half a surrogate pair; nothing behind this point could encode it."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("the text is not valid Unicode: it holds half a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
+Probability = Annotated[float, Field(gt=0.0, le=1.0)]
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+
+NOT_YET = "not in this version"
+_BEAMS = f"beam search is {NOT_YET}"
+
+MISSING_SAMPLING = (
+    Missing("use_beam_search", _BEAMS, (None, False)),
+    Missing("length_penalty", _BEAMS, (None, 1.0)),
+    Missing("early_stopping", _BEAMS, (None, False)),
+    Missing("top_p_min", f"top-p decay is {NOT_YET}", (None, 0.0)),
+    Missing("return_context_logits", f"raw logits are {NOT_YET}", (None, False)),
+    Missing("response_format", f"guided decoding is {NOT_YET}", (None, {"type": "text"})),
+    Missing("lora_request", f"LoRA is {NOT_YET}"),
+    Missing("disaggregated_params", f"disaggregated serving is {NOT_YET}"),
+)
+
+
+def refused(name: str, message: str) -> PydanticCustomError:
+    # As a value, since braces in it would be placeholders; and pydantic stops at text that is no Unicode.
+    message, name = (text.encode("utf-8", "backslashreplace").decode() for text in (message, name))
+    return PydanticCustomError("refused_field", "{text}", {"text": message, "param": name})  # type: ignore[arg-type]
+
+
+class Body(BaseModel):
+    """Base: strict types, no field that is not known."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    missing: ClassVar[tuple[Missing, ...]] = ()
+    """Fields that the API has and this version has not."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        rows = {row.option: row for row in cls.missing}
+        kept = {}
+        for name, value in data.items():
+            row = rows.get(name)
+            if row is None and name not in cls.model_fields:
+                known = f"Known: {', '.join(sorted(cls.model_fields))}"
+                raise refused(name, f"there is no field {name!r} here.{did_you_mean(name, cls.model_fields)} {known}")
+            if row is None:
+                kept[name] = value
+            elif value not in row.neutral:
+                raise refused(name, f"{name}: {row.reason}. Leave it out")
+        return kept
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if texts is None:
+        return ()
+    if not isinstance(texts, list) or len(texts) > 64 or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError("give a text, or a list of at most 64 texts, none of them empty")
+    return tuple(_unicode(text) for text in texts)
+
+
+_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class Generation(Body):
+    """What completions and chat share."""
+
+    model: Text | None = None
+    """None: the model that is served."""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = 1
+    stop: Annotated[tuple[str, ...], PlainValidator(_stops), WithJsonSchema(_TEXTS)] = ()
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    """None: 1, as everywhere in this API."""
+    top_p: Probability | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
+    """Token id, as text, to bias."""
+    user: Text | None = None
+    """A label for the operator; it changes nothing."""
+
+    # Beyond OpenAI: names and meanings of SamplingParams.
+    top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0.0, le=100.0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool = False
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    priority: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    cache_salt: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
+    best_of: int | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise refused("stream_options", "stream_options goes with stream=true only")
+        if self.best_of not in (None, self.n or 1):
+            raise refused("best_of", f"best_of={self.best_of} other than n={self.n or 1} is {NOT_YET}; leave it out")
+        for token in self.logit_bias or ():
+            if not (token.isascii() and token.isdigit() and len(token) <= 10):
+                raise refused("logit_bias", f"logit_bias: {token!r:.50} is not a token id")
+        return self
+
+
+def _prompts(value: Any) -> tuple[str | list[int], ...]:
+    """One text, several, token ids, or several lists of them."""
+    if isinstance(value, str):
+        return (_unicode(value),)
+    if isinstance(value, list) and value and _is_ids(value):
+        return (value,)
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) or _is_ids(one) for one in value):
+        raise ValueError("give a text, a list of texts, a list of token ids, or a list of lists of token ids")
+    if len(value) > MAX_PROMPTS:
+        raise ValueError(f"{len(value)} prompts in one request; at most {MAX_PROMPTS} are taken")
+    return tuple(_unicode(one) if isinstance(one, str) else one for one in value)
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
+
+
+_IDS = {"type": "array", "items": {"type": "integer"}}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        _IDS,
+        {"type": "array", "items": _IDS},
+    ]
+}
+
+
+class CompletionRequest(Generation):
+    """Body of /v1/completions."""
+
+    missing = (*MISSING_SAMPLING, Missing("suffix", f"filling in the middle is {NOT_YET}", (None, "")))
+
+    prompt: Annotated[tuple[str | list[int], ...], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    echo: bool = False
+    """The text starts with the prompt; with logprobs, those of the prompt come first."""
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    add_special_tokens: bool = True
+
+    @model_validator(mode="after")
+    def _few_enough(self) -> Self:
+        if len(self.prompt) * (self.n or 1) > MAX_SEQUENCES:
+            many = f"{len(self.prompt)} prompts x n={self.n}"
+            raise refused("n", f"{many} are more than {MAX_SEQUENCES} outputs; send several requests")
+        return self
+
+
+class DetokenizeRequest(Body):
+    """Body of /detokenize."""
+
+    model: Text | None = None
+    tokens: list[Annotated[int, Field(ge=0, lt=1 << 32)]]
+    skip_special_tokens: bool = False

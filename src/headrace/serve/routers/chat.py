@@ -1,0 +1,112 @@
+"""/v1/chat/completions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Response
+
+from headrace.core.errors import RequestError
+from headrace.engine.results import CompletionOutput
+
+from ..answer import Events, Whole
+from ..chat_protocol import ChatCompletionRequest, Message
+from ..deltas import deltas
+from ..engine import Prepared
+from ..job import Job
+from ..logprobs import Entry, TokenTexts, chat_logprobs
+from ..params import chat_params, terms
+from ..serving import Serving, serving_of
+from ..sse import ChunkWriter, encode, finish_json, finish_words
+from ..usage import usage_of
+
+router = APIRouter()
+
+_ROLE = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(body: ChatCompletionRequest, serving: Annotated[Serving, Depends(serving_of)]) -> Response:
+    """Answers the last message of a conversation."""
+    model = serving.check_model(body.model)
+    sampling = chat_params(body)
+    prompt = await templated(
+        serving,
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt,
+        add_special_tokens=body.add_special_tokens,
+        variables=body.chat_template_kwargs,
+    )
+    job = Job(serving, [prompt], sampling, terms(body, serving.options.request_timeout))
+    answer = _Answer(job, body, serving, model)
+    return Events(answer.stream) if body.stream else Whole(answer.whole)
+
+
+async def templated(
+    serving: Serving,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
+    add_special_tokens: bool,
+    variables: dict[str, Any] | None,
+) -> Prepared:
+    """Token ids of a conversation. Raises ``RequestError``."""
+    tokenizer = serving.engine.tokenizer
+    if tokenizer is None:
+        raise RequestError("the model was loaded without a tokenizer; use /v1/completions with token ids")
+    plain = [message.plain() for message in messages]
+    text = await asyncio.to_thread(tokenizer.chat, plain, add_generation_prompt, **(variables or {}))
+    return await serving.engine.prepare(text, add_special_tokens=add_special_tokens)
+
+
+class _Answer:
+    """One request's way from outputs to JSON."""
+
+    def __init__(self, job: Job, body: ChatCompletionRequest, serving: Serving, model: str) -> None:
+        self._job = job
+        self._texts = TokenTexts(serving.engine.tokenizer)
+        self._top = (body.top_logprobs or 0) if body.logprobs else None
+        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
+        self._envelope = {
+            "id": f"chatcmpl-{serving.new_id()}",
+            "object": "chat.completion.chunk" if body.stream else "chat.completion",
+            "created": serving.created,
+            "model": model,
+        }
+
+    async def whole(self) -> bytes:
+        with self._job as job:
+            await job.finish()
+            choices = [self._choice(one) for one in job.outputs[0].outputs]
+            return encode({**self._envelope, "choices": choices, "usage": usage_of(job.outputs)})
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        writer = ChunkWriter(self._envelope, b'"delta":{"content":', b"}", with_usage=self._with_usage)
+        with self._job as job:
+            async for delta in deltas(job):
+                one = delta.one
+                if delta.is_first:
+                    yield writer.choice(delta.index, _ROLE)
+                if one.text_diff or one.logprobs_diff:
+                    logprobs = self._logprobs(one.token_ids_diff, one.logprobs_diff)
+                    yield writer.text(delta.index, one.text_diff, logprobs)
+                if one.finish_reason is not None:
+                    finish = finish_json(one.finish_reason, one.stop_reason)
+                    yield writer.choice(delta.index, b'"delta":{},"logprobs":null,"finish_reason":' + finish)
+            if self._with_usage:
+                yield writer.usage(usage_of(job.outputs))
+
+    def _choice(self, one: CompletionOutput) -> dict[str, Any]:
+        reason, stop_reason = finish_words(one.finish_reason or "", one.stop_reason)
+        return {
+            "index": one.index,
+            "message": {"role": "assistant", "content": one.text, "refusal": None},
+            "logprobs": self._logprobs(one.token_ids, one.logprobs),
+            "finish_reason": reason,
+            "stop_reason": stop_reason,
+        }
+
+    def _logprobs(self, tokens: Sequence[int], entries: Sequence[Entry]) -> dict[str, Any] | None:
+        return None if self._top is None else chat_logprobs(self._texts, self._top, tokens, entries)

@@ -1,0 +1,106 @@
+"""/v1/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Response
+
+from headrace.engine.results import CompletionOutput, RequestOutput
+
+from ..answer import Events, Whole
+from ..deltas import deltas
+from ..job import Job
+from ..logprobs import CompletionLogprobs, Entry, TokenTexts
+from ..params import completion_params, terms
+from ..protocol import CompletionRequest
+from ..serving import Serving, serving_of
+from ..sse import ChunkWriter, encode, finish_json, finish_words
+from ..usage import usage_of
+
+router = APIRouter()
+
+
+@router.post("/v1/completions")
+async def completions(body: CompletionRequest, serving: Annotated[Serving, Depends(serving_of)]) -> Response:
+    """Continues each prompt. Choices are numbered prompt by prompt, n for each."""
+    model = serving.check_model(body.model)
+    sampling = completion_params(body)
+    engine = serving.engine
+    prompts = [await engine.prepare(one, add_special_tokens=body.add_special_tokens) for one in body.prompt]
+    job = Job(serving, prompts, sampling, terms(body, serving.options.request_timeout))
+    answer = _Answer(job, body, serving, model)
+    return Events(answer.stream) if body.stream else Whole(answer.whole)
+
+
+class _Answer:
+    """One request's way from outputs to JSON."""
+
+    def __init__(self, job: Job, body: CompletionRequest, serving: Serving, model: str) -> None:
+        self._job = job
+        self._body = body
+        self._tokenizer = serving.engine.tokenizer
+        self._texts = TokenTexts(self._tokenizer)
+        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
+        self._envelope = {
+            "id": f"cmpl-{serving.new_id()}",
+            "object": "text_completion",
+            "created": serving.created,
+            "model": model,
+        }
+
+    async def whole(self) -> bytes:
+        with self._job as job:
+            await job.finish()
+            choices = [self._choice(which, output, one) for which, output, one in _numbered(job)]
+            choices = [{"index": index, **choice} for index, choice in enumerate(choices)]
+            return encode({**self._envelope, "choices": choices, "usage": usage_of(job.outputs)})
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        writer = ChunkWriter(self._envelope, b'"text":', b"", with_usage=self._with_usage)
+        rows: dict[int, CompletionLogprobs] = {}
+        with self._job as job:
+            async for delta in deltas(job):
+                one = delta.one
+                text, tokens, entries = one.text_diff, one.token_ids_diff, one.logprobs_diff
+                if delta.is_first and self._body.echo:
+                    text = self._prompt_text(delta.which, delta.output) + text
+                    tokens = delta.output.prompt_token_ids + tokens
+                    entries = self._prompt_entries(delta.output, one) + entries
+                logprobs = None
+                if self._body.logprobs is not None:
+                    row = rows.setdefault(delta.index, CompletionLogprobs(self._texts, self._body.logprobs))
+                    logprobs = row.rows(tokens, entries)
+                finish = finish_json(one.finish_reason, one.stop_reason) if one.finish_reason else b"null"
+                yield writer.text(delta.index, text, logprobs, finish)
+            if self._with_usage:
+                yield writer.usage(usage_of(job.outputs))
+
+    def _choice(self, which: int, output: RequestOutput, one: CompletionOutput) -> dict[str, Any]:
+        text, tokens, entries = one.text, one.token_ids, one.logprobs
+        if self._body.echo:
+            text = self._prompt_text(which, output) + text
+            tokens = output.prompt_token_ids + tokens
+            entries = self._prompt_entries(output, one) + entries
+        logprobs = None
+        if self._body.logprobs is not None:
+            logprobs = CompletionLogprobs(self._texts, self._body.logprobs).rows(tokens, entries)
+        reason, stop_reason = finish_words(one.finish_reason or "", one.stop_reason)
+        return {"text": text, "logprobs": logprobs, "finish_reason": reason, "stop_reason": stop_reason}
+
+    def _prompt_text(self, which: int, output: RequestOutput) -> str:
+        given = self._job.prompts[which]
+        if given.text is not None and len(given.token_ids) == len(output.prompt_token_ids):
+            return given.text
+        return "" if self._tokenizer is None else self._tokenizer.decode(output.prompt_token_ids)
+
+    def _prompt_entries(self, output: RequestOutput, one: CompletionOutput) -> list[Entry | None]:
+        """One for each prompt token; nothing comes before the first."""
+        if self._body.logprobs is None:
+            return []
+        return list(one.prompt_logprobs or output.outputs[0].prompt_logprobs) or [None]
+
+
+def _numbered(job: Job) -> list[tuple[int, RequestOutput, CompletionOutput]]:
+    return [(which, output, one) for which, output in enumerate(job.outputs) for one in output.outputs]

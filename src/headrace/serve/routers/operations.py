@@ -1,0 +1,103 @@
+"""What an operator asks: health, version, configuration, statistics."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Response
+
+from headrace.core.sampling_params import SamplingParams
+
+from ..answer import Whole
+from ..engine import Prepared, Terms
+from ..errors import ApiError
+from ..job import Job
+from ..serving import Serving, serving_of
+from ..sse import encode
+
+router = APIRouter()
+
+Server = Annotated[Serving, Depends(serving_of)]
+
+_PROBE = SamplingParams(max_tokens=1, end_id=-1, detokenize=False)
+_PROBE_TIMEOUT = 30.0
+
+
+def _json(value: Any) -> Response:
+    return Response(encode(value), media_type="application/json")
+
+
+def _check(serving: Serving) -> None:
+    if serving.draining:
+        raise ApiError(503, "the server is shutting down", code="shutting_down")
+    problem = serving.engine.problem()
+    if problem is not None:
+        raise ApiError(503, problem, code="engine_unavailable")
+
+
+@router.get("/health")
+async def health(serving: Server) -> Response:
+    """200 while requests can be served: the engine lives, and its loop turns when there is work."""
+    _check(serving)
+    return Response()
+
+
+@router.get("/health_generate")
+async def health_generate(serving: Server) -> Response:
+    """As /health, after one token has been generated."""
+    _check(serving)
+
+    async def probe() -> bytes:
+        with Job(serving, [Prepared([0])], _PROBE, Terms(priority=1.0, timeout=_PROBE_TIMEOUT)) as job:
+            await job.finish()
+            if not job.outputs[0].outputs[0].token_ids:
+                raise ApiError(503, f"no token came within {_PROBE_TIMEOUT:.0f} s", code="engine_unavailable")
+            return b"{}"
+
+    return Whole(probe)
+
+
+@router.get("/version")
+async def show_version() -> Response:
+    return _json({"version": version("headrace")})
+
+
+@router.get("/v1/models")
+async def models(serving: Server) -> Response:
+    """The one model that is served."""
+    return _json({"object": "list", "data": [_card(serving)]})
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, serving: Server) -> Response:
+    serving.check_model(name)
+    return _json(_card(serving))
+
+
+def _card(serving: Serving) -> dict[str, Any]:
+    return {
+        "id": serving.options.model_name,
+        "object": "model",
+        "created": serving.started,
+        "owned_by": "headrace",
+        "max_model_len": serving.engine.max_seq_len,
+    }
+
+
+@router.get("/server_info")
+async def server_info(serving: Server) -> Response:
+    """Every setting as it really is, and what the start took."""
+    return _json({"model": serving.options.model_name, "version": version("headrace"), **serving.engine.describe()})
+
+
+@router.get("/metrics")
+async def metrics(serving: Server) -> Response:
+    """Iteration statistics since the last call, as JSON; the last entry is a snapshot of now."""
+    return _json(await serving.engine.stats())
+
+
+@router.get("/prometheus/metrics")
+async def prometheus(serving: Server) -> Response:
+    """Counters and histograms of finished requests."""
+    return Response(serving.metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")

@@ -1,0 +1,52 @@
+"""/tokenize and /detokenize."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+
+from headrace.core.errors import RequestError
+
+from ..chat_protocol import TokenizeRequest
+from ..protocol import DetokenizeRequest
+from ..serving import Serving, serving_of
+from ..sse import encode
+from .chat import templated
+
+router = APIRouter()
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, serving: Annotated[Serving, Depends(serving_of)]) -> Response:
+    """Token ids of a prompt or of a conversation."""
+    serving.check_model(body.model)
+    special = body.add_special_tokens
+    if body.messages is not None:
+        prompt = await templated(
+            serving,
+            body.messages,
+            add_generation_prompt=body.add_generation_prompt,
+            add_special_tokens=bool(special),
+            variables=None,
+        )
+    else:
+        prompt = await serving.engine.prepare(body.prompt or "", add_special_tokens=special is not False)
+    ids = prompt.token_ids
+    answer = {"tokens": ids, "count": len(ids), "max_model_len": serving.engine.max_seq_len}
+    return Response(encode(answer), media_type="application/json")
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, serving: Annotated[Serving, Depends(serving_of)]) -> Response:
+    """Text of token ids; special tokens are shown unless told otherwise."""
+    serving.check_model(body.model)
+    tokenizer = serving.engine.tokenizer
+    if tokenizer is None:
+        raise RequestError("the model was loaded without a tokenizer", param="tokens")
+    unknown = next((token for token in body.tokens if tokenizer.id_to_token(token) is None), None)
+    if unknown is not None:
+        raise RequestError(f"token id {unknown} is not in the vocabulary", param="tokens")
+    text = await asyncio.to_thread(tokenizer.decode, body.tokens, body.skip_special_tokens)
+    return Response(encode({"prompt": text}), media_type="application/json")

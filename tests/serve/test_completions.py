@@ -1,0 +1,115 @@
+"""/v1/completions through the official client."""
+
+from __future__ import annotations
+
+import pytest
+from serving_rig import NAME, Running
+
+from headrace import SamplingParams
+
+PROMPT = "the river runs"
+
+
+def greedy(tiny: Running, prompt: object, n: int, **options: object) -> object:
+    params = SamplingParams(max_tokens=n, temperature=0.0, **options)
+    return tiny.llm.generate(prompt, params, use_tqdm=False)
+
+
+def test_it_gives_what_the_python_api_gives(tiny: Running) -> None:
+    expected = greedy(tiny, PROMPT, 12)
+    got = tiny.client().completions.create(model=NAME, prompt=PROMPT, max_tokens=12, temperature=0)
+    assert got.choices[0].text == expected.outputs[0].text
+    assert got.choices[0].finish_reason == expected.outputs[0].finish_reason
+    assert (got.object, got.model) == ("text_completion", NAME)
+    assert got.usage.prompt_tokens == len(expected.prompt_token_ids) == len(PROMPT)
+    assert got.usage.completion_tokens == expected.outputs[0].length
+    assert got.usage.total_tokens == got.usage.prompt_tokens + got.usage.completion_tokens
+    tiny.idle()
+
+
+@pytest.mark.parametrize("prompt", ["ab", [70, 71, 72], ["ab", "cd", "e"], [[70, 71], [72, 73, 74]], ["ab", [70]]])
+def test_every_form_of_prompt_whole_and_streamed(tiny: Running, prompt: object) -> None:
+    many = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+    expected = [output.outputs[0].text for output in greedy(tiny, many, 8, ignore_eos=True)]
+    body = {"prompt": prompt, "max_tokens": 8, "temperature": 0.0, "extra_body": {"ignore_eos": True}}
+    whole = tiny.client().completions.create(model=NAME, **body)
+    assert [choice.text for choice in whole.choices] == expected
+    assert [choice.index for choice in whole.choices] == list(range(len(many)))
+    texts = [""] * len(many)
+    ends = 0
+    for chunk in tiny.client().completions.create(model=NAME, stream=True, **body):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            ends += choice.finish_reason is not None
+    assert texts == expected
+    assert ends == len(many)
+
+
+def test_n_with_a_seed_whole_and_streamed(tiny: Running) -> None:
+    body = {"model": NAME, "prompt": [PROMPT, "b"], "max_tokens": 10, "n": 3, "seed": -5}
+    whole = tiny.client().completions.create(**body)
+    texts = [choice.text for choice in whole.choices]
+    assert len(set(texts)) > 3
+    streamed = [""] * 6
+    for chunk in tiny.client().completions.create(stream=True, stream_options={"include_usage": True}, **body):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    assert streamed == texts
+    assert chunk.choices == []
+    assert chunk.usage.completion_tokens == whole.usage.completion_tokens
+    assert chunk.usage.prompt_tokens == len(PROMPT) + 1
+
+
+def test_stop_cuts_and_is_reported(tiny: Running) -> None:
+    free = tiny.client().completions.create(model=NAME, prompt=PROMPT, max_tokens=40, temperature=0).choices[0].text
+    stop = free[5:7]
+    cut = tiny.client().completions.create(model=NAME, prompt=PROMPT, max_tokens=40, temperature=0, stop=["\0", stop])
+    assert cut.choices[0].text == free[: free.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+    assert cut.choices[0].stop_reason == stop
+
+
+def test_logit_bias_forces_a_token(tiny: Running) -> None:
+    got = tiny.client().completions.create(
+        model=NAME, prompt="a", max_tokens=3, temperature=0, logit_bias={"70": 100}, logprobs=0
+    )
+    token = tiny.llm.tokenizer.decode([70])
+    assert got.choices[0].text == token * 3
+    assert got.choices[0].logprobs.tokens == [token] * 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+def test_echo_and_logprobs(tiny: Running, stream: bool, n: int) -> None:
+    expected = tiny.llm.generate(
+        "hello", SamplingParams(max_tokens=4, temperature=1.0, seed=9, n=n, logprobs=2, prompt_logprobs=2)
+    )
+    body = {"model": NAME, "prompt": "hello", "max_tokens": 4, "seed": 9, "n": n, "logprobs": 2, "echo": True}
+    got = tiny.client().completions.create(stream=stream, **body)
+    pieces = [choice for chunk in got for choice in chunk.choices] if stream else got.choices
+    for index in range(n):
+        mine = [piece for piece in pieces if piece.index == index]
+        one = expected.outputs[index]
+        assert "".join(piece.text for piece in mine) == "hello" + one.text
+        values = [value for piece in mine for value in piece.logprobs.token_logprobs]
+        entries = [*expected.outputs[0].prompt_logprobs, *one.logprobs]
+        ids = [*expected.prompt_token_ids, *one.token_ids]
+        assert values[0] is None
+        for value, entry, token in zip(values[1:], entries[1:], ids[1:], strict=True):
+            assert value == pytest.approx(entry[token].logprob, abs=1e-5)
+        tops = [top for piece in mine for top in piece.logprobs.top_logprobs]
+        assert tops[0] is None
+        assert all(len(top) == 2 for top in tops[1:])
+        offsets = [offset for piece in mine for offset in piece.logprobs.text_offset]
+        assert offsets[:6] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_deadline_gives_what_is_there(serve: object) -> None:
+    with serve({"request_timeout": 0.5}) as running:
+        got = running.client().completions.create(
+            model=NAME, prompt="a", max_tokens=2000, extra_body={"ignore_eos": True}
+        )
+        assert 0 < got.usage.completion_tokens < 2000
+        assert got.choices[0].finish_reason == "length"
+        assert got.choices[0].stop_reason == "timeout"
+        running.idle()

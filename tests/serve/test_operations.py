@@ -1,0 +1,101 @@
+"""What an operator asks, and the plan of the events."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serving_rig import NAME, Running
+
+from headrace.cli.serve import merged
+
+
+def test_models_version_and_configuration(tiny: Running) -> None:
+    assert [model.id for model in tiny.client().models.list()] == [NAME]
+    assert tiny.client().models.retrieve(NAME).id == NAME
+    assert tiny.get("/version").json() == {"version": version("headrace")}
+    info = tiny.get("/server_info").json()
+    assert info["config"] == tiny.llm.effective_config
+    assert info["start_seconds"].keys() == dict(tiny.llm.start_report).keys()
+
+
+def test_health(tiny: Running) -> None:
+    assert tiny.get("/health").status_code == 200
+    assert tiny.get("/health_generate").status_code == 200
+    tiny.idle()
+
+
+def test_statistics_of_iterations(tiny: Running) -> None:
+    tiny.get("/metrics")
+    tiny.post("/v1/completions", {"prompt": "a", "max_tokens": 3, "ignore_eos": True})
+    *iterations, snapshot = tiny.get("/metrics").json()
+    assert len(iterations) == 3
+    assert iterations[0]["inflightBatchingStats"]["numScheduledRequests"] == 1
+    assert "witnesses" in snapshot
+
+
+def _samples(tiny: Running) -> dict[str, float]:
+    families = text_string_to_metric_families(tiny.get("/prometheus/metrics").text)
+    return {sample.name + "".join(sample.labels.values()): sample.value for one in families for sample in one.samples}
+
+
+def test_prometheus_counts_what_happened(tiny: Running) -> None:
+    before = _samples(tiny)
+    tiny.post("/v1/completions", {"prompt": ["ab", "c"], "max_tokens": 5, "ignore_eos": True})
+    tiny.post("/v1/completions", {"prompt": "a", "max_tokens": 5000})
+    after = _samples(tiny)
+    grown = {name: after[name] - before.get(name, 0.0) for name in after}
+    assert grown["headrace_request_success_totallength"] == 2
+    assert grown["headrace_request_failure_total"] == 1
+    assert grown["headrace_prompt_tokens_total"] == 3
+    assert grown["headrace_generation_tokens_total"] == 10
+    assert grown["headrace_time_to_first_token_seconds_count"] == 2
+    assert after["headrace_e2e_request_latency_seconds_sum"] >= after["headrace_time_to_first_token_seconds_sum"] > 0
+    assert after["headrace_requests_running"] == 0
+
+
+def test_tokens_there_and_back(tiny: Running) -> None:
+    got = tiny.post("/tokenize", {"prompt": "naïve 🙂"}).json()
+    assert got["tokens"] == tiny.llm.tokenizer.encode("naïve 🙂")
+    assert got["count"] == len(got["tokens"])
+    assert got["max_model_len"] == 2048
+    assert tiny.post("/detokenize", {"tokens": got["tokens"]}).json() == {"prompt": "naïve 🙂"}
+    assert tiny.post("/detokenize", {"tokens": [1, 70], "skip_special_tokens": True}).json()["prompt"][:3] != "<s>"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {}),
+        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}),
+        ("/detokenize", {"tokens": [320]}),
+        ("/detokenize", {"tokens": [1 << 40]}),
+    ],
+)
+def test_wrong_tokens_are_refused(tiny: Running, path: str, body: dict[str, object]) -> None:
+    assert tiny.post(path, body).status_code == 400
+
+
+def test_a_model_without_a_tokenizer_takes_ids_only(serve: object) -> None:
+    with serve(skip_tokenizer_init=True) as running:
+        got = running.post("/v1/completions", {"prompt": [5, 6], "max_tokens": 2, "logprobs": 1, "ignore_eos": True})
+        tokens = got.json()["choices"][0]["logprobs"]["tokens"]
+        assert all(token.startswith("token_id:") for token in tokens)
+        for path, body in (
+            ("/v1/completions", {"prompt": "a"}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+            ("/detokenize", {"tokens": [5]}),
+        ):
+            assert "tokenizer" in running.post(path, body).json()["error"]["message"]
+
+
+def test_the_schema_is_served(tiny: Running) -> None:
+    schema = tiny.get("/openapi.json").json()
+    assert {"/v1/completions", "/v1/chat/completions", "/health", "/tokenize"} <= schema["paths"].keys()
+
+
+def test_settings_are_merged_group_by_group() -> None:
+    below = {"a": 1, "group": {"x": 1, "y": 2}}
+    assert merged(below, {"group": {"y": 3}, "b": 4}) == {"a": 1, "group": {"x": 1, "y": 3}, "b": 4}
+    assert merged(below, {"group": 5}) == {"a": 1, "group": 5}
