@@ -24,9 +24,7 @@ class SamplingParams(BaseModel):
     ``top_p`` is 1.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, arbitrary_types_allowed=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False, use_attribute_docstrings=True)
 
     # Length and end.
     max_tokens: Annotated[int, Field(ge=1)] | None = 32
