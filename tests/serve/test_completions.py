@@ -98,8 +98,12 @@ def test_echo_and_logprobs(tiny: Running, stream: bool, n: int) -> None:
         for value, entry, token in zip(values[1:], entries[1:], ids[1:], strict=True):
             assert value == pytest.approx(entry[token].logprob, abs=1e-5)
         tops = [top for piece in mine for top in piece.logprobs.top_logprobs]
+        texts = [text for piece in mine for text in piece.logprobs.tokens]
         assert tops[0] is None
-        assert all(len(top) == 2 for top in tops[1:])
+        for text, value, top, entry in zip(texts[1:], values[1:], tops[1:], entries[1:], strict=True):
+            assert top[text] == value
+            assert len(top) == len(entry)
+            assert max(top.values()) == pytest.approx(max(one.logprob for one in entry.values()), abs=1e-5)
         offsets = [offset for piece in mine for offset in piece.logprobs.text_offset]
         assert offsets[:6] == [0, 1, 2, 3, 4, 5]
 

@@ -140,9 +140,9 @@ def test_draining_lets_requests_finish_and_takes_no_more(serve: Any) -> None:
         assert running.status == [0]
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_what_does_not_finish_in_time_is_cancelled(serve: Any, stream: bool) -> None:
-    with serve({"drain_limit": 0.3}) as running, slowed(running.llm, 0.02):
+@pytest.mark.parametrize(("stream", "limit"), [(False, 0.3), (True, 0.3), (True, 60.0)])
+def test_what_does_not_finish_in_time_is_cancelled(serve: Any, stream: bool, limit: float) -> None:
+    with serve({"drain_limit": limit}) as running, slowed(running.llm, 0.02):
         answers: list[httpx.Response] = []
         body = LONG | {"stream": stream}
         client = threading.Thread(target=lambda: answers.append(running.post("/v1/completions", body)))
@@ -150,6 +150,9 @@ def test_what_does_not_finish_in_time_is_cancelled(serve: Any, stream: bool) -> 
         wait_for(lambda: running.serving.jobs)
         time.sleep(0.1)
         running.server.stop()
+        if limit > 1.0:
+            wait_for(lambda: running.serving.draining)
+            running.server.stop()
         client.join(10)
         running.thread.join(10)
         assert running.status == [0]

@@ -7,9 +7,11 @@ the client hung up, a sibling failed, or the server is going down.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Self
 
+from headrace.core.errors import EngineDeadError
 from headrace.core.sampling_params import SamplingParams
 from headrace.engine.results import RequestOutput
 
@@ -61,9 +63,10 @@ class Job:
         for output in self.outputs:
             self._abort(output)
 
-    def _abort(self, output: RequestOutput) -> None:
-        # A dead engine has cancelled everything already, and takes no more calls.
-        if not self._serving.engine.is_dead:
+    @staticmethod
+    def _abort(output: RequestOutput) -> None:
+        # A dead engine takes no more calls: it has ended everything already.
+        with contextlib.suppress(EngineDeadError):
             output.abort()
 
     async def finish(self) -> None:
@@ -73,6 +76,19 @@ class Job:
 
     async def steps(self) -> AsyncIterator[tuple[int, RequestOutput]]:
         """(which prompt, its output) after every step that moved it; ``text_diff`` and its like are what is new."""
+        steps = self._one() if len(self.outputs) == 1 else self._many()
+        async with contextlib.aclosing(steps):
+            async for which, output in steps:
+                if any(one.finish_reason == "cancelled" for one in output.outputs):
+                    raise ApiError(503, _SHUTTING_DOWN, code="shutting_down")
+                yield which, output
+
+    async def _one(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """The usual case, without a task for every step."""
+        async for output in self.outputs[0]:
+            yield 0, output
+
+    async def _many(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         turns = [aiter(output) for output in self.outputs]
         pending = {asyncio.ensure_future(anext(turn, None)): which for which, turn in enumerate(turns)}
         try:
@@ -83,15 +99,9 @@ class Job:
                     output = task.result()
                     if output is None:
                         continue
-                    self._check(output)
                     yield which, output
                     # Asked again only now: a turn of the loop forgets what was new in the one before.
                     pending[asyncio.ensure_future(anext(turns[which], None))] = which
         finally:
             for task in pending:
                 task.cancel()
-
-    @staticmethod
-    def _check(output: RequestOutput) -> None:
-        if any(one.finish_reason == "cancelled" for one in output.outputs):
-            raise ApiError(503, _SHUTTING_DOWN, code="shutting_down")

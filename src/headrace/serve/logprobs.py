@@ -70,8 +70,10 @@ class CompletionLogprobs:
         return rows
 
     def _row(self, token: int, entry: Entry) -> dict[str, float]:
+        """The k most likely, and the token that is there."""
         row = {self._texts.text(one): _number(logprob) for one, logprob in _top(entry, self._k)}
-        return row or {self._texts.text(token): _number(entry[token])}
+        row[self._texts.text(token)] = _number(entry[token])
+        return row
 
 
 def chat_logprobs(texts: TokenTexts, k: int, tokens: Sequence[int], entries: Sequence[Entry]) -> dict[str, Any]:

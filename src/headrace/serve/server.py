@@ -54,6 +54,7 @@ class Server:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=2,
             )
         )
@@ -111,14 +112,16 @@ class Server:
 
     async def _drain(self) -> int:
         serving, loop = self._serving, asyncio.get_running_loop()
+        assert self._stop is not None
+        self._stop.clear()
         serving.draining = True
         limit = loop.time() + serving.options.drain_limit
-        while serving.jobs and loop.time() < limit:
+        while serving.jobs and loop.time() < limit and not self._stop.is_set():
             if serving.engine.is_dead:
                 return await self._give_up(serving.engine.problem())
             await asyncio.sleep(_TICK / 2)
         if serving.jobs:
-            log.warning("%d requests are cancelled: the drain limit is over", len(serving.jobs))
+            log.warning("%d requests are cancelled", len(serving.jobs))
         for job in tuple(serving.jobs):
             job.cancel()
         return 0
