@@ -108,6 +108,22 @@ def test_echo_and_logprobs(tiny: Running, stream: bool, n: int) -> None:
         assert offsets[:6] == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "change", "echoed"), [([70], {}, ""), ("abcdef", {"truncate_prompt_tokens": 2}, "ef"), ("a", {}, "a")]
+)
+def test_an_echo_of_ids_of_a_cut_prompt_and_of_one_token(
+    tiny: Running, prompt: object, change: dict[str, object], echoed: str
+) -> None:
+    echoed = tiny.llm.tokenizer.decode(prompt) if isinstance(prompt, list) else echoed
+    body = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1, **change}
+    choice = tiny.post("/v1/completions", body).json()["choices"][0]
+    assert choice["text"].startswith(echoed)
+    rows = choice["logprobs"]
+    assert rows["token_logprobs"][0] is None
+    assert len({len(column) for column in rows.values()}) == 1
+    assert len(rows["tokens"]) == len(echoed) + 1
+
+
 def test_a_deadline_gives_what_is_there(serve: object) -> None:
     with serve({"request_timeout": 0.5}) as running:
         got = running.client().completions.create(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import random
@@ -185,6 +186,18 @@ def test_a_broken_worker_fails_requests_and_ends_the_server(serve: Any) -> None:
         running.thread.join(5)
         assert running.status == [1]
         assert time.monotonic() - begin < 1.0
+
+
+def test_all_prompts_of_a_request_fail_as_one(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with serve() as running, slowed(running.llm, 0.01):
+        running.llm._engine.executor._worker.execute = _raise
+        answer = running.post("/v1/completions", LONG | {"prompt": ["a", "b", "c"]})
+        assert answer.status_code == 503
+        assert "no more" in answer.json()["error"]["message"]
+        running.thread.join(5)
+        assert running.status == [1]
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_stream_ends_with_the_error_when_the_worker_breaks(serve: Any) -> None:

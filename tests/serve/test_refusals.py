@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from typing import Any
 
 import httpx
@@ -220,8 +221,31 @@ SEEDS = {
 }
 
 
-def test_mutated_bodies_never_break_the_server(tiny: Running) -> None:
-    chance = random.Random(20)
+def test_mutated_bodies_hurt_neither_the_server_nor_a_neighbour(tiny: Running) -> None:
+    """The neighbour runs all the time, one request after the other; each of its answers is what it is alone."""
+    steady = {"prompt": "the river runs", "max_tokens": 60, "temperature": 0.0, "ignore_eos": True, "logprobs": 1}
+    ask = lambda: tiny.post("/v1/completions", steady).json()["choices"]  # noqa: E731
+    alone, beside, done = ask(), [], threading.Event()
+
+    def neighbour() -> None:
+        while not done.is_set():
+            beside.append(ask())
+
+    thread = threading.Thread(target=neighbour)
+    thread.start()
+    try:
+        _fuzz(tiny, random.Random(20))
+    finally:
+        done.set()
+        thread.join(30)
+    assert len(beside) > 2
+    for choices in beside:
+        assert choices[0]["text"] == alone[0]["text"]
+        assert choices[0]["logprobs"]["tokens"] == alone[0]["logprobs"]["tokens"]
+    tiny.idle()
+
+
+def _fuzz(tiny: Running, chance: random.Random) -> None:
     seen: dict[int, int] = {}
     with httpx.Client(timeout=60) as client:
         for _ in range(500):
@@ -244,4 +268,18 @@ def test_mutated_bodies_never_break_the_server(tiny: Running) -> None:
                 assert answer.text.endswith("data: [DONE]\n\n"), (text, answer.text)
     assert seen[200] > 50
     assert seen[400] > 150
-    tiny.idle()
+
+
+def test_a_fault_of_the_server_has_the_shape_too_and_ends_nothing_else(
+    tiny: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
+        raise LookupError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tiny.serving.engine), "prepare", broken)
+        error = error_of(tiny.post("/v1/completions", TEXT), 500)
+    assert error["type"] == "server_error"
+    assert "a bug" not in error["message"]
+    assert "a bug" in caplog.text
+    assert tiny.post("/v1/completions", TEXT).status_code == 200

@@ -82,8 +82,9 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     result = dict(below)
     for name, value in above.items():
         base = result.get(name)
-        both = isinstance(base, Mapping) and isinstance(value, Mapping)
-        result[name] = merged(base, value) if both else value
+        if isinstance(base, Mapping) and isinstance(value, Mapping):
+            value = merged(base, value)
+        result[name] = value
     return result
 
 

@@ -104,4 +104,6 @@ class Job:
                     pending[asyncio.ensure_future(anext(turns[which], None))] = which
         finally:
             for task in pending:
-                task.cancel()
+                if not task.cancel() and not task.cancelled():
+                    # It has failed together with the one that is being raised: asked for, so that nobody logs it.
+                    task.exception()

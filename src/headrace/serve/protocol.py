@@ -52,7 +52,7 @@ MISSING_SAMPLING = (
 def refused(name: str, message: str) -> PydanticCustomError:
     # As a value, since braces in it would be placeholders; and pydantic stops at text that is no Unicode.
     message, name = (text.encode("utf-8", "backslashreplace").decode() for text in (message, name))
-    return PydanticCustomError("refused_field", "{text}", {"text": message, "param": name})  # type: ignore[arg-type]
+    return PydanticCustomError("refused_field", "{text}", {"text": message, "param": name})
 
 
 class Body(BaseModel):

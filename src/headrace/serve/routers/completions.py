@@ -63,43 +63,40 @@ class _Answer:
         with self._job as job:
             async for delta in deltas(job):
                 one = delta.one
-                text, tokens, entries = one.text_diff, one.token_ids_diff, one.logprobs_diff
-                if delta.is_first and self._body.echo:
-                    text = self._prompt_text(delta.which, delta.output) + text
-                    tokens = delta.output.prompt_token_ids + tokens
-                    entries = self._prompt_entries(delta.output, one) + entries
+                text, tokens, entries = self._echo(delta.which, delta.output, one) if delta.is_first else ("", [], [])
+                text += one.text_diff
                 logprobs = None
                 if self._body.logprobs is not None:
                     row = rows.setdefault(delta.index, CompletionLogprobs(self._texts, self._body.logprobs))
-                    logprobs = row.rows(tokens, entries)
+                    logprobs = row.rows([*tokens, *one.token_ids_diff], [*entries, *one.logprobs_diff])
                 finish = finish_json(one.finish_reason, one.stop_reason) if one.finish_reason else b"null"
                 yield writer.text(delta.index, text, logprobs, finish)
             if self._with_usage:
                 yield writer.usage(usage_of(job.outputs))
 
     def _choice(self, which: int, output: RequestOutput, one: CompletionOutput) -> dict[str, Any]:
-        text, tokens, entries = one.text, one.token_ids, one.logprobs
-        if self._body.echo:
-            text = self._prompt_text(which, output) + text
-            tokens = output.prompt_token_ids + tokens
-            entries = self._prompt_entries(output, one) + entries
+        text, tokens, entries = self._echo(which, output, one)
         logprobs = None
         if self._body.logprobs is not None:
-            logprobs = CompletionLogprobs(self._texts, self._body.logprobs).rows(tokens, entries)
+            row = CompletionLogprobs(self._texts, self._body.logprobs)
+            logprobs = row.rows([*tokens, *one.token_ids], [*entries, *one.logprobs])
         reason, stop_reason = finish_words(one.finish_reason or "", one.stop_reason)
-        return {"text": text, "logprobs": logprobs, "finish_reason": reason, "stop_reason": stop_reason}
+        return {"text": text + one.text, "logprobs": logprobs, "finish_reason": reason, "stop_reason": stop_reason}
 
-    def _prompt_text(self, which: int, output: RequestOutput) -> str:
+    def _echo(
+        self, which: int, output: RequestOutput, one: CompletionOutput
+    ) -> tuple[str, list[int], list[Entry | None]]:
+        """What goes before an output: text, token ids and, with logprobs, their entries. Nothing without ``echo``."""
+        if not self._body.echo:
+            return "", [], []
+        ids = output.prompt_token_ids
         given = self._job.prompts[which]
-        if given.text is not None and len(given.token_ids) == len(output.prompt_token_ids):
-            return given.text
-        return "" if self._tokenizer is None else self._tokenizer.decode(output.prompt_token_ids)
-
-    def _prompt_entries(self, output: RequestOutput, one: CompletionOutput) -> list[Entry | None]:
-        """One for each prompt token; nothing comes before the first."""
-        if self._body.logprobs is None:
-            return []
-        return list(one.prompt_logprobs or output.outputs[0].prompt_logprobs) or [None]
+        if given.text is not None and len(given.token_ids) == len(ids):
+            text = given.text
+        else:
+            text = "" if self._tokenizer is None else self._tokenizer.decode(ids)
+        # Nothing comes before the first token of a prompt, so a prompt of one has no entries of its own.
+        return text, ids, list(one.prompt_logprobs or output.outputs[0].prompt_logprobs) or [None]
 
 
 def _numbered(job: Job) -> list[tuple[int, RequestOutput, CompletionOutput]]:
