@@ -12,7 +12,6 @@ from project import module_name, package_files
 # Parts that must run in microseconds in tests, in the fuzzer and in the simulator.
 WITHOUT_TORCH = ("core", "cache", "sched", "spec", "tokenizer", "engine.loop", "executor.base", "executor.sim", "cli")
 HEAVY = ("torch", "transformers", "huggingface_hub", "numpy", "pydantic", "rich")
-IMPORT_SECONDS = 0.3
 
 
 def _run(code: str) -> str:
@@ -33,9 +32,3 @@ def test_the_part_imports_no_torch(part: str) -> None:
 def test_importing_the_package_loads_nothing_heavy() -> None:
     loaded = _run(f"import sys, headrace; print([name for name in {HEAVY} if name in sys.modules])")
     assert loaded.strip() == "[]"
-
-
-def test_importing_the_package_is_quick() -> None:
-    code = "import time; start = time.perf_counter(); import headrace; print(time.perf_counter() - start)"
-    # The best of three: the first may read from disk, and the machine may be busy.
-    assert min(float(_run(code)) for _ in range(3)) < IMPORT_SECONDS
