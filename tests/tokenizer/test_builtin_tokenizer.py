@@ -22,8 +22,6 @@ pytestmark = pytest.mark.real
 WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 """GPT-2's pattern."""
 
-"""Processor time to read the header and build the tokenizer."""
-
 
 @pytest.fixture(scope="module")
 def path() -> Path:
