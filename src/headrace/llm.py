@@ -34,7 +34,7 @@ _PROMPT_KEYS = ("prompt", "prompt_token_ids")
 class LLM:
     """A model, loaded and ready to generate.
 
-    ``model`` is a built-in name ("smollm2"), a folder, a .gguf file or a hub id; the options are the fields of
+    ``model`` is a built-in name ("smollm2", "gemma3-270m"), a folder, a .gguf file or a hub id; the options are the fields of
     ``core.config.LlmArgs``. Raises ``ConfigError``, ``ModelError`` or ``CheckpointError``.
     """
 
