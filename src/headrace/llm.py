@@ -34,8 +34,8 @@ _PROMPT_KEYS = ("prompt", "prompt_token_ids")
 class LLM:
     """A model, loaded and ready to generate.
 
-    ``model`` is a built-in name ("smollm2", "gemma3-270m"), a folder, a .gguf file or a hub id; the options are the fields of
-    ``core.config.LlmArgs``. Raises ``ConfigError``, ``ModelError`` or ``CheckpointError``.
+    ``model`` is a built-in name ("smollm2", "gemma3-270m"), a folder, a .gguf file or a hub id; the options are the
+    fields of ``core.config.LlmArgs``. Raises ``ConfigError``, ``ModelError`` or ``CheckpointError``.
     """
 
     def __init__(self, model: Any, **options: Any) -> None:
