@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 
-def write_tokenizer(folder: Path, vocab_size: int) -> None:
+def write_tokenizer(folder: Path, vocab_size: int, chat_template: str | None = None) -> None:
     """Ids 0 to 2 are pad, begin and end; then the 256 bytes; the rest are words that no text encodes to."""
     vocab = {"<pad>": 0, "<s>": 1, "</s>": 2}
     for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
@@ -21,4 +21,6 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
     tokenizer.add_special_tokens(["<pad>", "<s>", "</s>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    if chat_template is not None:
+        named["chat_template"] = chat_template
     (folder / "tokenizer_config.json").write_text(json.dumps(named))

@@ -40,9 +40,7 @@ TINY = ("--set", "load_format=dummy", "--set", "max_batch_size=8", "--threads", 
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    write_tokenizer(folder, VOCAB)
-    settings = folder / "tokenizer_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": TEMPLATE}))
+    write_tokenizer(folder, VOCAB, TEMPLATE)
     return folder
 
 

@@ -17,9 +17,7 @@ from tiny_text import write_tokenizer
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    write_tokenizer(folder, VOCAB)
-    settings = folder / "tokenizer_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": TEMPLATE}))
+    write_tokenizer(folder, VOCAB, TEMPLATE)
     return folder
 
 

@@ -107,6 +107,3 @@ class Layer:
     def _parts(self) -> Iterator[Any]:
         for value in vars(self).values():
             yield from value if isinstance(value, tuple) else (value,)
-
-    def __call__(self, *args: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} has no call")

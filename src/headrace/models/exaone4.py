@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from headrace.core.errors import ModelError
 from headrace.layers.attention import AttentionShape, SelfAttention
 from headrace.layers.base import BuildContext
 from headrace.layers.block import PostNormBlock
-from headrace.layers.embedding import Embedding, LMHead
 from headrace.layers.mlp import GatedMLP
-from headrace.layers.norm import HeadNorm, RMSNorm
-from headrace.layers.rope import Rope
-from headrace.ops.batch import Batch
+from headrace.layers.norm import HeadNorm
 
-from .base import Decoder
 from .config import FULL, SLIDING, Fields, read_decoder, read_windows
 from .rope_config import read_rope
+from .stacked import StackedDecoder
 
 
-class Exaone4ForCausalLM(Decoder):
+class Exaone4ForCausalLM(StackedDecoder):
     """Norms after attention and MLP, and on every query and key head.
 
     With a ``sliding_window``, sliding layers are rotated and full ones know no positions; without one, every layer is
@@ -33,14 +28,12 @@ class Exaone4ForCausalLM(Decoder):
         fields = Fields(config, "Exaone4ForCausalLM")
         fields.choice("hidden_act", ("silu",), "silu")
         c = read_decoder(fields, head_dim=None, tied=False, eps=1e-5)
-        super().__init__(c.vocab_size, c.max_positions, tied=c.tied)
         shape = AttentionShape(c.hidden_size, c.n_heads, c.n_kv_heads, c.head_dim)
         window = fields.integer("sliding_window", None if fields.has("sliding_window") else 4096)
         windows = _windows(fields, c.n_layers, window)
-        self.embed = Embedding(ctx, "model.embed_tokens", c.vocab_size, c.hidden_size)
-        self.rope = Rope(ctx, read_rope(fields, head_dim=c.head_dim, max_positions=c.max_positions), c.head_dim)
-        self.layers = tuple(
-            PostNormBlock(
+
+        def block(name: str, index: int) -> PostNormBlock:
+            return PostNormBlock(
                 ctx,
                 name,
                 c.hidden_size,
@@ -51,22 +44,13 @@ class Exaone4ForCausalLM(Decoder):
                     shape,
                     HeadNorm(ctx, f"{name}.self_attn", c.n_heads, c.n_kv_heads, c.head_dim, c.eps),
                     scale=c.head_dim**-0.5,
-                    window=own,
-                    rotated=window is None or own is not None,
+                    window=windows[index],
+                    rotated=window is None or windows[index] is not None,
                 ),
                 GatedMLP(ctx, f"{name}.mlp", c.hidden_size, c.inner_size, "silu"),
             )
-            for name, own in ((f"model.layers.{i}", own) for i, own in enumerate(windows))
-        )
-        self.norm = RMSNorm(ctx, "model.norm", c.hidden_size, c.eps)
-        self.head = LMHead(ctx, "lm_head", c.vocab_size, c.hidden_size, tied=self.embed if c.tied else None)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        x = self.embed(batch.input_ids)
-        angles = self.rope(batch.positions)
-        for layer in self.layers:
-            x = layer(x, angles, batch)
-        return self.norm(x)
+        super().__init__(ctx, c, read_rope(fields, head_dim=c.head_dim, max_positions=c.max_positions), block)
 
 
 def _windows(fields: Fields, n_layers: int, window: int | None) -> tuple[int | None, ...]:

@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from headrace.layers.attention import AttentionShape, SelfAttention
 from headrace.layers.base import BuildContext
 from headrace.layers.block import PreNormBlock
-from headrace.layers.embedding import Embedding, LMHead
 from headrace.layers.mlp import SquaredReLUMLP
 from headrace.layers.norm import LayerNormPlusOne, NoHeadNorm
-from headrace.layers.rope import Rope
-from headrace.ops.batch import Batch
 
-from .base import Decoder
 from .config import Fields, read_decoder
 from .rope_config import read_rope
+from .stacked import StackedDecoder
 
 
-class NemotronForCausalLM(Decoder):
+class NemotronForCausalLM(StackedDecoder):
     """Llama's block with layer norms of the 1 + w kind, squared ReLU without a gate, and half of each head rotated."""
 
     def __init__(self, config: Mapping[str, Any], ctx: BuildContext) -> None:
@@ -29,13 +24,11 @@ class NemotronForCausalLM(Decoder):
         fields.choice("hidden_act", ("relu2",), "relu2")
         mlp_bias = fields.flag("mlp_bias", False)
         c = read_decoder(fields, head_dim=None, tied=False, eps=1e-5, eps_name="norm_eps")
-        super().__init__(c.vocab_size, c.max_positions, tied=c.tied)
         shape = AttentionShape(c.hidden_size, c.n_heads, c.n_kv_heads, c.head_dim)
         rope = read_rope(fields, head_dim=c.head_dim, max_positions=c.max_positions, partial=0.5)
-        self.embed = Embedding(ctx, "model.embed_tokens", c.vocab_size, c.hidden_size)
-        self.rope = Rope(ctx, rope, c.head_dim)
-        self.layers = tuple(
-            PreNormBlock(
+
+        def block(name: str, index: int) -> PreNormBlock:
+            return PreNormBlock(
                 ctx,
                 name,
                 c.hidden_size,
@@ -52,14 +45,5 @@ class NemotronForCausalLM(Decoder):
                 SquaredReLUMLP(ctx, f"{name}.mlp", c.hidden_size, c.inner_size, bias=mlp_bias),
                 norm=LayerNormPlusOne,
             )
-            for name in (f"model.layers.{i}" for i in range(c.n_layers))
-        )
-        self.norm = LayerNormPlusOne(ctx, "model.norm", c.hidden_size, c.eps)
-        self.head = LMHead(ctx, "lm_head", c.vocab_size, c.hidden_size, tied=self.embed if c.tied else None)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        x = self.embed(batch.input_ids)
-        angles = self.rope(batch.positions)
-        for layer in self.layers:
-            x = layer(x, angles, batch)
-        return self.norm(x)
+        super().__init__(ctx, c, rope, block, norm=LayerNormPlusOne)

@@ -5,36 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from headrace.layers.attention import AttentionShape, SelfAttention
 from headrace.layers.base import BuildContext
 from headrace.layers.block import PreNormBlock
-from headrace.layers.embedding import Embedding, LMHead
 from headrace.layers.mlp import GatedMLP
-from headrace.layers.norm import HeadNorm, RMSNorm
-from headrace.layers.rope import Rope
-from headrace.ops.batch import Batch
+from headrace.layers.norm import HeadNorm
 
-from .base import Decoder
 from .config import Fields, read_decoder, read_upper_windows
 from .rope_config import read_rope
+from .stacked import StackedDecoder
 
 
-class Qwen3ForCausalLM(Decoder):
+class Qwen3ForCausalLM(StackedDecoder):
     """Llama's block with a norm on every query and key head. Layers from ``max_window_layers`` on may slide."""
 
     def __init__(self, config: Mapping[str, Any], ctx: BuildContext) -> None:
         fields = Fields(config, "Qwen3ForCausalLM")
         fields.choice("hidden_act", ("silu",), "silu")
         c = read_decoder(fields, head_dim=128, tied=False)
-        super().__init__(c.vocab_size, c.max_positions, tied=c.tied)
         shape = AttentionShape(c.hidden_size, c.n_heads, c.n_kv_heads, c.head_dim)
         windows = read_upper_windows(fields, c.n_layers)
-        self.embed = Embedding(ctx, "model.embed_tokens", c.vocab_size, c.hidden_size)
-        self.rope = Rope(ctx, read_rope(fields, head_dim=c.head_dim, max_positions=c.max_positions), c.head_dim)
-        self.layers = tuple(
-            PreNormBlock(
+
+        def block(name: str, index: int) -> PreNormBlock:
+            return PreNormBlock(
                 ctx,
                 name,
                 c.hidden_size,
@@ -45,20 +38,11 @@ class Qwen3ForCausalLM(Decoder):
                     shape,
                     HeadNorm(ctx, f"{name}.self_attn", c.n_heads, c.n_kv_heads, c.head_dim, c.eps),
                     scale=c.head_dim**-0.5,
-                    window=window,
+                    window=windows[index],
                     bias=c.attention_bias,
                     out_bias=c.attention_bias,
                 ),
                 GatedMLP(ctx, f"{name}.mlp", c.hidden_size, c.inner_size, "silu"),
             )
-            for name, window in ((f"model.layers.{i}", window) for i, window in enumerate(windows))
-        )
-        self.norm = RMSNorm(ctx, "model.norm", c.hidden_size, c.eps)
-        self.head = LMHead(ctx, "lm_head", c.vocab_size, c.hidden_size, tied=self.embed if c.tied else None)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        x = self.embed(batch.input_ids)
-        angles = self.rope(batch.positions)
-        for layer in self.layers:
-            x = layer(x, angles, batch)
-        return self.norm(x)
+        super().__init__(ctx, c, read_rope(fields, head_dim=c.head_dim, max_positions=c.max_positions), block)
