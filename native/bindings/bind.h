@@ -1,0 +1,17 @@
+// Each file of bindings adds its functions to the module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+
+namespace headrace {
+
+template <class T = void>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void bind_norm(nanobind::module_& m);
+
+}  // namespace headrace

@@ -1,0 +1,13 @@
+// Norms over all rows of a step.
+#pragma once
+
+#include "core/dtype.h"
+#include "kernels/norm_args.h"
+
+namespace headrace {
+
+
+
+void run(const RmsNorm& job, Dtype dtype, int64_t n_rows);
+
+}  // namespace headrace

@@ -1,0 +1,1 @@
+"""The native core as operators: thin wrappers that pass pointers, sizes and strides."""
