@@ -3,11 +3,6 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#if defined(__x86_64__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 namespace headrace {
 namespace {
 
@@ -30,24 +25,9 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
 
-// Linux hands out the tile registers on request only, once for the whole process.
-bool tile_permission() {
-    constexpr long request_permission = 0x1023;
-    constexpr long tile_data = 18;
-    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-}
-
-bool has_amx() {
-    static const bool granted = has_avx512() && __builtin_cpu_supports("amx-tile") &&
-                                __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8") &&
-                                tile_permission();
-    return granted;
-}
-
 const Level levels[] = {
     {"avx2", has_avx2, avx2_kernels},
     {"avx512", has_avx512, avx512_kernels},
-    {"amx", has_amx, amx_kernels},
 };
 
 #elif defined(__aarch64__)

@@ -13,7 +13,6 @@ struct KernelTable {
 
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
-const KernelTable& amx_kernels();
 const KernelTable& neon_kernels();
 
 }  // namespace headrace
