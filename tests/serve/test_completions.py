@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from serving_rig import NAME, Running
 
@@ -133,3 +135,61 @@ def test_a_deadline_gives_what_is_there(serve: object) -> None:
         assert got.choices[0].finish_reason == "length"
         assert got.choices[0].stop_reason == "timeout"
         running.idle()
+
+
+def test_usage_so_far_comes_with_every_chunk(tiny: Running) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"model": NAME, "prompt": PROMPT, "max_tokens": 6, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    chunks = list(tiny.client().completions.create(stream=True, stream_options=options, **body))
+    made = [chunk.usage.completion_tokens for chunk in chunks]
+    assert made == sorted(made)
+    assert made[0] < made[-1] == 6
+    assert {chunk.usage.prompt_tokens for chunk in chunks} == {len(PROMPT)}
+    assert chunks[-1].choices == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_token_ids_in_place_of_text(tiny: Running, stream: bool) -> None:
+    expected = greedy(tiny, PROMPT, 7, ignore_eos=True).outputs[0]
+    extra = {"ignore_eos": True, "detokenize": False}
+    got = tiny.client().completions.create(
+        model=NAME, prompt=PROMPT, max_tokens=7, temperature=0, stream=stream, extra_body=extra
+    )
+    choices = [choice for chunk in got for choice in chunk.choices] if stream else got.choices
+    assert [token for choice in choices for token in choice.token_ids] == expected.token_ids
+    assert {choice.text for choice in choices} == {""}
+    assert choices[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_prompt_logprobs(tiny: Running, path: str) -> None:
+    """With more of them for the outputs, so that each list shows its own number."""
+    ask = {"prompt": "hello"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "hello"}]}
+    text = "hello" if "prompt" in ask else "<user>hello\n<assistant>"
+    params = SamplingParams(max_tokens=2, temperature=1.0, seed=3, n=2, prompt_logprobs=1, add_special_tokens=False)
+    expected = tiny.llm.generate(text, params)
+    body = {**ask, "max_tokens": 2, "seed": 3, "n": 2, "prompt_logprobs": 1}
+    if "prompt" in ask:
+        body |= {"echo": True, "logprobs": 3, "add_special_tokens": False}
+    entries = expected.outputs[0].prompt_logprobs
+    for choice in tiny.post(path, body).json()["choices"]:
+        rows = choice["prompt_logprobs"]
+        assert rows[0] is None
+        for row, entry, token in zip(rows[1:], entries[1:], expected.prompt_token_ids[1:], strict=True):
+            assert row.keys() == {str(one) for one in entry}
+            mine = row[str(token)]
+            assert mine["logprob"] == pytest.approx(entry[token].logprob, abs=1e-5)
+            assert mine["rank"] == entry[token].rank
+            assert mine["decoded_token"] == tiny.llm.tokenizer.decode([token])
+    alone = tiny.post("/v1/completions", {"prompt": [70], "max_tokens": 1, "prompt_logprobs": 1}).json()
+    assert alone["choices"][0]["prompt_logprobs"] == [None]
+
+
+def test_processed_logprobs_are_those_of_the_draw(tiny: Running) -> None:
+    def sum_of_two(mode: str) -> float:
+        body = {"prompt": "a", "max_tokens": 1, "seed": 1, "logprobs": 2, "top_k": 2, "logprobs_mode": mode}
+        rows = tiny.post("/v1/completions", body).json()["choices"][0]["logprobs"]
+        return sum(math.exp(value) for value in rows["top_logprobs"][0].values())
+
+    assert sum_of_two("raw") < 0.9
+    assert sum_of_two("processed") == pytest.approx(1.0, abs=1e-4)

@@ -64,9 +64,18 @@ def test_tokens_there_and_back(tiny: Running) -> None:
     assert tiny.post("/detokenize", {"tokens": [1, 70], "skip_special_tokens": True}).json()["prompt"][:3] != "<s>"
 
 
+def test_tokens_with_their_texts_and_a_template_with_its_variables(tiny: Running) -> None:
+    got = tiny.post("/tokenize", {"prompt": "né", "return_token_strs": True}).json()
+    assert got["token_strs"] == ["n", "bytes:\\xc3", "bytes:\\xa9"]
+    asked = {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"enable_thinking": True}}
+    assert tiny.post("/tokenize", asked).json()["count"] == len("<user>a\n<assistant>")
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
+        ("/tokenize", {"prompt": "a", "add_generation_prompt": True}),
+        ("/tokenize", {"prompt": "a", "tools": [{}]}),
         ("/tokenize", {}),
         ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}),
         ("/detokenize", {"tokens": [320]}),

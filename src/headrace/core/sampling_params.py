@@ -144,6 +144,8 @@ class SamplingParams(BaseModel):
             raise ValueError(f"best_of={self.best_of} is below n={self.n}; set best_of to at least n")
         if self.n > 1 and self.is_greedy and not self.use_beam_search:
             raise ValueError(f"n={self.n} greedy outputs would all be equal; set temperature above 0, or n=1")
+        if self.stop and not self.detokenize:
+            raise ValueError("stop texts are looked for in the text: leave detokenize on, or give stop_token_ids")
         if self.min_tokens and self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}")
         return self

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from headrace.core.features import Missing
 
@@ -24,16 +25,49 @@ _MISSING_CHAT = (
     Missing("prediction", f"predicted outputs are {NOT_YET}"),
     Missing("web_search_options", "headrace does not search the web"),
     Missing("reasoning_effort", f"reasoning parsers are {NOT_YET}; see chat_template_kwargs"),
-    Missing("thinking_token_budget", f"reasoning parsers are {NOT_YET}"),
+    Missing("verbosity", "the models served have no such switch; say it in a message", (None, "medium")),
     Missing("store", "nothing is stored here", (None, False)),
     Missing("chat_template", "a template is code, so it comes with the model and not with a request"),
     Missing("documents", f"documents are {NOT_YET}; put them into a message", (None, [])),
+    Missing("prompt_token_ids", "a conversation is text here; /v1/completions takes token ids"),
 )
+_PARTS = {
+    **dict.fromkeys(("image_url", "input_image", "image_embeds"), "images"),
+    **dict.fromkeys(("input_audio", "audio_url"), "audio"),
+    **dict.fromkeys(("video", "video_url"), "video"),
+    "file": "files",
+    "refusal": "refusals",
+}
+"""Content parts that the API has and this version has not: type, and what it stands for."""
+_ROLES = ("tool", "function")
 
 
 class TextPart(Body):
     type: Literal["text"]
     text: Text
+
+
+def _parts(content: Any) -> Any:
+    """A text as its one part. Refuses a part by what it is, before its fields are looked at."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not content:
+        raise ValueError("give a text, or a list of parts {'type': 'text', 'text': ...}")
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        what = _PARTS.get(kind) if isinstance(kind, str) else None
+        if what:
+            raise refused("content", f"content: {what} ({kind}) are {NOT_YET}; parts of type 'text' are taken")
+    return content
+
+
+def _known_role(role: Any) -> Any:
+    if isinstance(role, str) and role in _ROLES:
+        raise refused("role", f"role {role!r}: {_TOOLS}; put the result into a message of the user")
+    return role
+
+
+_CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": TextPart.model_json_schema()}]}
 
 
 class Message(Body):
@@ -44,14 +78,14 @@ class Message(Body):
         *(Missing(name, f"{name} is {NOT_YET}", (None, [])) for name in ("refusal", "annotations", "audio")),
     )
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_known_role)]
+    content: Annotated[list[TextPart], BeforeValidator(_parts), WithJsonSchema(_CONTENT)]
+    """A text is taken as a list of one part."""
     name: Text | None = None
 
     def plain(self) -> dict[str, str]:
         """As a template takes it; parts are joined with line ends."""
-        parts = self.content
-        text = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
+        text = "\n".join(part.text for part in self.content)
         named = {} if self.name is None else {"name": self.name}
         return {"role": "system" if self.role == "developer" else self.role, "content": text, **named}
 
@@ -59,27 +93,26 @@ class Message(Body):
 _TAKEN = ("self", "messages", "tools", "add_generation_prompt", "chat_template")
 
 
-class Templated(Body):
-    """A conversation and what its template is told."""
-
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] | None = None
-    """Variables of the template, such as enable_thinking."""
-
-    @model_validator(mode="after")
-    def _free_names(self) -> Self:
-        for name in self.chat_template_kwargs or ():
-            if name in _TAKEN:
-                raise refused("chat_template_kwargs", f"chat_template_kwargs: {name!r} is set by the server")
-        return self
+def _free_names(variables: dict[str, Any]) -> dict[str, Any]:
+    for name in variables:
+        if name in _TAKEN:
+            raise refused("chat_template_kwargs", f"chat_template_kwargs: {name!r} is set by the server")
+    return variables
 
 
-class ChatCompletionRequest(Templated, Generation):
+Messages = Annotated[list[Message], Field(min_length=1, max_length=4096)]
+Variables = Annotated[dict[str, Any], AfterValidator(_free_names)]
+"""Variables of the template, such as enable_thinking."""
+
+
+class ChatCompletionRequest(Generation):
     """Body of /v1/chat/completions."""
 
     missing = (*MISSING_SAMPLING, *_MISSING_CHAT)
 
+    messages: Messages
+    add_generation_prompt: bool = True
+    chat_template_kwargs: Variables | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """None: up to the sequence limit."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -100,18 +133,29 @@ class ChatCompletionRequest(Templated, Generation):
         return self
 
 
+_OF_MESSAGES = ("add_generation_prompt", "chat_template_kwargs")
+
+
 class TokenizeRequest(Body):
     """Body of /tokenize: exactly one of prompt and messages."""
 
+    missing = tuple(row for row in _MISSING_CHAT if row.option in ("tools", "chat_template", "mm_processor_kwargs"))
+
     model: Text | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    messages: Messages | None = None
     add_generation_prompt: bool = True
+    chat_template_kwargs: Variables | None = None
     add_special_tokens: bool | None = None
     """None: True for a prompt, False for messages."""
+    return_token_strs: bool = False
+    """The answer gets token_strs: how each token is written."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise refused("prompt", "give exactly one of prompt and messages")
+        for name in _OF_MESSAGES:
+            if self.prompt is not None and name in self.model_fields_set:
+                raise refused(name, f"{name} goes with messages; a prompt is taken as it is")
         return self

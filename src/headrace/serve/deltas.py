@@ -28,11 +28,13 @@ async def deltas(job: Job) -> AsyncIterator[Delta]:
     """Deltas as the steps come; none for a step that shows nothing (half a character, text that may become a stop)."""
     begun: set[int] = set()
     ended: set[int] = set()
+    shows_ids = not job.sampling.detokenize
     async for which, output in job.steps():
         for one in output.outputs:
             index = which * job.sampling.n + one.index
             is_last = one.finish_reason is not None
-            if index in ended or not (is_last or one.text_diff or one.logprobs_diff):
+            shown = is_last or one.text_diff or one.logprobs_diff or (shows_ids and one.token_ids_diff)
+            if index in ended or not shown:
                 continue
             yield Delta(index, which, output, one, index not in begun, is_last)
             begun.add(index)

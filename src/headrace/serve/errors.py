@@ -75,7 +75,10 @@ def as_api_error(error: Exception) -> ApiError:
 def of_validation(problems: list[Any]) -> ApiError:
     """The first problem that pydantic found in a body."""
     first = problems[0]
-    param = first.get("ctx", {}).get("param") or ".".join(str(part) for part in first["loc"][1:])
+    path = [str(part) for part in first["loc"][1:]]
+    name = first.get("ctx", {}).get("param")
+    # A refusal of a whole object names the field in it; one of the field itself stands there already.
+    param = ".".join(path if name is None or path[-1:] == [name] else [*path, name])
     text = first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', text)}", code="invalid_json")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headrace.core.outputs import Logprob
+from headrace.engine.results import RequestOutput
 from headrace.tokenizer.tokenizer import Tokenizer
 
 FLOOR = -9999.0
@@ -87,3 +88,22 @@ def chat_logprobs(texts: TokenTexts, k: int, tokens: Sequence[int], entries: Seq
         for token, entry in zip(tokens, entries, strict=True)
     ]
     return {"content": content, "refusal": None}
+
+
+def prompt_logprobs(texts: TokenTexts, k: int, output: RequestOutput) -> list[dict[str, Any] | None]:
+    """``prompt_logprobs`` of a choice: for each prompt token, by token id, the token itself and the k most likely.
+
+    The first is None: nothing comes before it.
+    """
+
+    def row(token: int, entry: Entry) -> dict[str, Any]:
+        shown = dict([*_top(entry, k), (token, entry[token])])
+        return {
+            str(one): {"logprob": _number(logprob), "rank": logprob.rank, "decoded_token": texts.text(one)}
+            for one, logprob in shown.items()
+        }
+
+    # All outputs have the same prompt; the first one brings its entries. A prompt of one token has none.
+    entries = output.outputs[0].prompt_logprobs or [None]
+    pairs = zip(output.prompt_token_ids, entries, strict=True)
+    return [None if entry is None else row(token, entry) for token, entry in pairs]

@@ -14,7 +14,7 @@ from .protocol import CompletionRequest, Generation
 _SAME = (
     *("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens"),
     *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"),
-    *("truncate_prompt_tokens", "stop_token_ids"),
+    *("truncate_prompt_tokens", "stop_token_ids", "logprobs_mode"),
 )
 
 
@@ -24,7 +24,8 @@ def completion_params(body: CompletionRequest) -> SamplingParams:
         body,
         max_tokens=body.max_tokens,
         logprobs=body.logprobs,
-        prompt_logprobs=body.logprobs if body.echo else None,
+        prompt_logprobs=_most(body.logprobs if body.echo else None, body.prompt_logprobs),
+        detokenize=body.detokenize,
     )
 
 
@@ -35,12 +36,18 @@ def chat_params(body: ChatCompletionRequest) -> SamplingParams:
         body,
         max_tokens=next((limit for limit in limits if limit is not None), None),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
     )
 
 
 def terms(body: Generation, timeout: float | None) -> Terms:
     """``timeout``: seconds."""
     return Terms(priority=body.priority, cache_salt=body.cache_salt, timeout=timeout)
+
+
+def _most(*wanted: int | None) -> int | None:
+    """The largest of those that are asked for; the answer shows each its own share."""
+    return max((one for one in wanted if one is not None), default=None)
 
 
 def _params(body: Generation, **more: Any) -> SamplingParams:

@@ -6,7 +6,7 @@ A field that nobody knows, and one that is known but asks for something this ver
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
@@ -42,10 +42,17 @@ MISSING_SAMPLING = (
     Missing("length_penalty", _BEAMS, (None, 1.0)),
     Missing("early_stopping", _BEAMS, (None, False)),
     Missing("top_p_min", f"top-p decay is {NOT_YET}", (None, 0.0)),
-    Missing("return_context_logits", f"raw logits are {NOT_YET}", (None, False)),
+    Missing("return_context_logits", f"raw logits are {NOT_YET}; prompt_logprobs is there", (None, False)),
     Missing("response_format", f"guided decoding is {NOT_YET}", (None, {"type": "text"})),
     Missing("lora_request", f"LoRA is {NOT_YET}"),
     Missing("disaggregated_params", f"disaggregated serving is {NOT_YET}"),
+    Missing("conversation_params", f"requests are not routed; {NOT_YET}"),
+    Missing("agent_hierarchy", f"requests are scheduled one by one, by priority; hierarchies are {NOT_YET}"),
+    Missing("prompt_ignore_length", f"penalties over a part of the prompt are {NOT_YET}", (None, 0)),
+    Missing("thinking_token_budget", f"reasoning parsers are {NOT_YET}; max_tokens limits all of the output"),
+    Missing("service_tier", "there is one tier; see priority", (None, "auto", "default")),
+    Missing("prompt_cache_key", "a prefix is found by its tokens; cache_salt keeps tenants apart"),
+    Missing("prompt_cache_retention", f"retention by request is {NOT_YET}"),
 )
 
 
@@ -96,6 +103,15 @@ _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "str
 
 class StreamOptions(Body):
     include_usage: bool = False
+    """A last chunk without choices carries the usage; it is null in the others."""
+    continuous_usage_stats: bool = False
+    """Every chunk carries the usage so far."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise refused("stream_options", "continuous_usage_stats goes with include_usage=true only")
+        return self
 
 
 class Generation(Body):
@@ -117,6 +133,8 @@ class Generation(Body):
     """Token id, as text, to bias."""
     user: Text | None = None
     """A label for the operator; it changes nothing."""
+    safety_identifier: Text | None = None
+    """A label, as user."""
 
     # Beyond OpenAI: names and meanings of SamplingParams.
     top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
@@ -129,14 +147,19 @@ class Generation(Body):
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """A choice gets prompt_logprobs: for each prompt token but the first, its logprob and the k most likely."""
+    logprobs_mode: Literal["raw", "processed"] = "raw"
     priority: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     cache_salt: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
-    best_of: int | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise refused("stream_options", "stream_options goes with stream=true only")
+        if self.prompt_logprobs is not None and self.stream:
+            raise refused("prompt_logprobs", "prompt_logprobs goes with stream=false only; echo with logprobs streams")
         if self.best_of not in (None, self.n or 1):
             raise refused("best_of", f"best_of={self.best_of} other than n={self.n or 1} is {NOT_YET}; leave it out")
         for token in self.logit_bias or ():
@@ -184,9 +207,13 @@ class CompletionRequest(Generation):
     """The text starts with the prompt; with logprobs, those of the prompt come first."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_special_tokens: bool = True
+    detokenize: bool = True
+    """False: the text of a choice is empty, and it has token_ids instead."""
 
     @model_validator(mode="after")
-    def _few_enough(self) -> Self:
+    def _completion_consistent(self) -> Self:
+        if self.echo and not self.detokenize:
+            raise refused("echo", "echo is text: it goes with detokenize=true only")
         if len(self.prompt) * (self.n or 1) > MAX_SEQUENCES:
             many = f"{len(self.prompt)} prompts x n={self.n}"
             raise refused("n", f"{many} are more than {MAX_SEQUENCES} outputs; send several requests")

@@ -41,6 +41,10 @@ class ChunkWriter:
         """A chunk with a choice of other fields."""
         return self._head(index) + fields + self._tail
 
+    def usage_so_far(self, usage: dict[str, Any]) -> None:
+        """The chunks from here on carry it."""
+        self._tail = b'}],"usage":' + encode(usage) + b"}\n\n"
+
     def usage(self, usage: dict[str, Any]) -> bytes:
         """The chunk before the end: no choice, only the usage."""
         return b"data: " + self._envelope + b',"choices":[],"usage":' + encode(usage) + b"}\n\n"

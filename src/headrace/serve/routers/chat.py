@@ -16,8 +16,9 @@ from ..chat_protocol import ChatCompletionRequest, Message
 from ..deltas import deltas
 from ..engine import Prepared
 from ..job import Job
-from ..logprobs import Entry, TokenTexts, chat_logprobs
+from ..logprobs import Entry, TokenTexts, chat_logprobs, prompt_logprobs
 from ..params import chat_params, terms
+from ..protocol import StreamOptions
 from ..serving import Serving, serving_of
 from ..sse import ChunkWriter, encode, finish_json, finish_words
 from ..usage import usage_of
@@ -68,7 +69,8 @@ class _Answer:
         self._job = job
         self._texts = TokenTexts(serving.engine.tokenizer)
         self._top = (body.top_logprobs or 0) if body.logprobs else None
-        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
+        self._k_prompt = body.prompt_logprobs
+        self._usage = body.stream_options or StreamOptions()
         self._envelope = {
             "id": f"chatcmpl-{serving.new_id()}",
             "object": "chat.completion.chunk" if body.stream else "chat.completion",
@@ -83,10 +85,12 @@ class _Answer:
             return encode({**self._envelope, "choices": choices, "usage": usage_of(job.outputs)})
 
     async def stream(self) -> AsyncIterator[bytes]:
-        writer = ChunkWriter(self._envelope, b'"delta":{"content":', b"}", with_usage=self._with_usage)
+        writer = ChunkWriter(self._envelope, b'"delta":{"content":', b"}", with_usage=self._usage.include_usage)
         with self._job as job:
             async for delta in deltas(job):
                 one = delta.one
+                if self._usage.continuous_usage_stats:
+                    writer.usage_so_far(usage_of(job.outputs))
                 if delta.is_first:
                     yield writer.choice(delta.index, _ROLE)
                 if one.text_diff or one.logprobs_diff:
@@ -95,7 +99,7 @@ class _Answer:
                 if one.finish_reason is not None:
                     finish = finish_json(one.finish_reason, one.stop_reason)
                     yield writer.choice(delta.index, b'"delta":{},"logprobs":null,"finish_reason":' + finish)
-            if self._with_usage:
+            if self._usage.include_usage:
                 yield writer.usage(usage_of(job.outputs))
 
     def _choice(self, one: CompletionOutput) -> dict[str, Any]:
@@ -106,7 +110,14 @@ class _Answer:
             "logprobs": self._logprobs(one.token_ids, one.logprobs),
             "finish_reason": reason,
             "stop_reason": stop_reason,
+            **self._of_prompt(),
         }
+
+    def _of_prompt(self) -> dict[str, Any]:
+        """``prompt_logprobs``, where they are asked for."""
+        if self._k_prompt is None:
+            return {}
+        return {"prompt_logprobs": prompt_logprobs(self._texts, self._k_prompt, self._job.outputs[0])}
 
     def _logprobs(self, tokens: Sequence[int], entries: Sequence[Entry]) -> dict[str, Any] | None:
         return None if self._top is None else chat_logprobs(self._texts, self._top, tokens, entries)

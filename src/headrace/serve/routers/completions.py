@@ -12,9 +12,9 @@ from headrace.engine.results import CompletionOutput, RequestOutput
 from ..answer import Events, Whole
 from ..deltas import deltas
 from ..job import Job
-from ..logprobs import CompletionLogprobs, Entry, TokenTexts
+from ..logprobs import CompletionLogprobs, Entry, TokenTexts, prompt_logprobs
 from ..params import completion_params, terms
-from ..protocol import CompletionRequest
+from ..protocol import CompletionRequest, StreamOptions
 from ..serving import Serving, serving_of
 from ..sse import ChunkWriter, encode, finish_json, finish_words
 from ..usage import usage_of
@@ -42,7 +42,7 @@ class _Answer:
         self._body = body
         self._tokenizer = serving.engine.tokenizer
         self._texts = TokenTexts(self._tokenizer)
-        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
+        self._usage = body.stream_options or StreamOptions()
         self._envelope = {
             "id": f"cmpl-{serving.new_id()}",
             "object": "text_completion",
@@ -58,7 +58,7 @@ class _Answer:
             return encode({**self._envelope, "choices": choices, "usage": usage_of(job.outputs)})
 
     async def stream(self) -> AsyncIterator[bytes]:
-        writer = ChunkWriter(self._envelope, b'"text":', b"", with_usage=self._with_usage)
+        writer = ChunkWriter(self._envelope, b'"text":', b"", with_usage=self._usage.include_usage)
         rows: dict[int, CompletionLogprobs] = {}
         with self._job as job:
             async for delta in deltas(job):
@@ -70,8 +70,12 @@ class _Answer:
                     row = rows.setdefault(delta.index, CompletionLogprobs(self._texts, self._body.logprobs))
                     logprobs = row.rows([*tokens, *one.token_ids_diff], [*entries, *one.logprobs_diff])
                 finish = finish_json(one.finish_reason, one.stop_reason) if one.finish_reason else b"null"
+                if not self._body.detokenize:
+                    finish += b',"token_ids":' + encode(one.token_ids_diff)
+                if self._usage.continuous_usage_stats:
+                    writer.usage_so_far(usage_of(job.outputs))
                 yield writer.text(delta.index, text, logprobs, finish)
-            if self._with_usage:
+            if self._usage.include_usage:
                 yield writer.usage(usage_of(job.outputs))
 
     def _choice(self, which: int, output: RequestOutput, one: CompletionOutput) -> dict[str, Any]:
@@ -81,7 +85,17 @@ class _Answer:
             row = CompletionLogprobs(self._texts, self._body.logprobs)
             logprobs = row.rows([*tokens, *one.token_ids], [*entries, *one.logprobs])
         reason, stop_reason = finish_words(one.finish_reason or "", one.stop_reason)
-        return {"text": text + one.text, "logprobs": logprobs, "finish_reason": reason, "stop_reason": stop_reason}
+        choice: dict[str, Any] = {
+            "text": text + one.text,
+            "logprobs": logprobs,
+            "finish_reason": reason,
+            "stop_reason": stop_reason,
+        }
+        if not self._body.detokenize:
+            choice["token_ids"] = one.token_ids
+        if self._body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(self._texts, self._body.prompt_logprobs, output)
+        return choice
 
     def _echo(
         self, which: int, output: RequestOutput, one: CompletionOutput

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 
 from headrace.core.errors import RequestError
 
 from ..chat_protocol import TokenizeRequest
+from ..logprobs import TokenTexts
 from ..protocol import DetokenizeRequest
 from ..serving import Serving, serving_of
 from ..sse import encode
@@ -29,12 +30,15 @@ async def tokenize(body: TokenizeRequest, serving: Annotated[Serving, Depends(se
             body.messages,
             add_generation_prompt=body.add_generation_prompt,
             add_special_tokens=bool(special),
-            variables=None,
+            variables=body.chat_template_kwargs,
         )
     else:
         prompt = await serving.engine.prepare(body.prompt or "", add_special_tokens=special is not False)
     ids = prompt.token_ids
-    answer = {"tokens": ids, "count": len(ids), "max_model_len": serving.engine.max_seq_len}
+    answer: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": serving.engine.max_seq_len}
+    if body.return_token_strs:
+        texts = TokenTexts(serving.engine.tokenizer)
+        answer["token_strs"] = [texts.text(token) for token in ids]
     return Response(encode(answer), media_type="application/json")
 
 
