@@ -52,6 +52,11 @@ class SequenceUpdate:
     n_preempted: int = 0
     time: float = 0.0
     """Clock reading when the step was applied."""
+    first_scheduled: float | None = None
+    """Clock reading when the first step with rows of the sequence was planned."""
+    n_drafts: int = 0
+    """Draft tokens that were checked so far, and how many of them were right."""
+    n_accepted: int = 0
 
 
 @dataclass(slots=True)

@@ -31,12 +31,15 @@ class Sequence:
         "cached_tokens",
         "computed",
         "drafts_wait",
+        "first_scheduled",
         "in_proposer",
         "index",
         "last_planned",
         "lease",
         "max_length",
         "miss",
+        "n_accepted",
+        "n_drafts",
         "n_flying",
         "n_flying_rows",
         "n_flying_samples",
@@ -78,6 +81,11 @@ class Sequence:
         self.n_flying_samples = 0
         self.last_planned = -1
         """Step of the last work."""
+        self.first_scheduled: float | None = None
+        """Clock reading when the first work was planned."""
+        self.n_drafts = 0
+        """Draft tokens that came back checked, and how many of them were right."""
+        self.n_accepted = 0
         self.wants_prompt_logprobs = request.sampling.prompt_logprobs is not None
         self.n_prompt_logprobs = 0
         """Entries that have been sent: about prompt positions 1 to this."""

@@ -188,6 +188,8 @@ class Front:
             metrics.last_token_time = update.time
         metrics.cached_tokens = update.cached_tokens
         metrics.preemptions = update.n_preempted
+        metrics.first_scheduled_time = update.first_scheduled
+        metrics.draft_tokens, metrics.accepted_draft_tokens = update.n_drafts, update.n_accepted
         return metrics
 
     def _stream(self, request: Request) -> TextStream:

@@ -150,6 +150,11 @@ class Scheduler:
             if self._flights or not self.n_unfinished:
                 return None
             step = self._planner.clear_the_way(self._next_step)
+        if step.inits:
+            now = self._clock.now()
+            for flying in step.works:
+                if flying.seq.first_scheduled is None:
+                    flying.seq.first_scheduled = now
         step.count(self._witnesses, overlapped=bool(self._flights))
         self._capacity.planned(step.samples)
         self._flights.append(step.flight())
@@ -188,6 +193,8 @@ class Scheduler:
         if seq.state is SequenceState.RUNNING:
             seq.computed = one.computed
         self.manager.commit(flying.lease, seq.tokens, one.computed)
+        seq.n_drafts += one.n_drafts
+        seq.n_accepted += one.n_accepted
         self._witnesses["drafts_proposed"] += one.n_drafts
         self._witnesses["drafts_accepted"] += one.n_accepted
         prompt_logprobs = self._new_prompt_logprobs(flying, one) if one.prompt_logprobs else ()
@@ -243,6 +250,9 @@ class Scheduler:
             seq.miss,
             seq.n_preempted,
             now,
+            seq.first_scheduled,
+            seq.n_drafts,
+            seq.n_accepted,
         )
 
     # Ending.
