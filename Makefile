@@ -11,6 +11,7 @@ VENV      ?= .venv
 PIP_EXTRA ?=
 TEST_ARGS ?=
 BIN       := $(VENV)/bin
+NATIVE    := $(shell find native -name '*.cpp' -o -name '*.h')
 STAMP     := $(VENV)/.installed
 PIP       := $(BIN)/python -m pip --disable-pip-version-check
 # One thread for each test process, and no busy waiting where a test takes more: two pools on two cores stall each other.
@@ -26,7 +27,7 @@ DEMO_PROMPTS := \
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt Makefile | $(BIN)/python
+$(STAMP): pyproject.toml constraints.txt Makefile CMakeLists.txt $(NATIVE) | $(BIN)/python
 	@echo "Installing torch (about 200 MB for the CPU build; see PIP_EXTRA in the README if pip wants a CUDA build)"
 	@$(PIP) install --quiet --constraint constraints.txt $(PIP_EXTRA) torch
 	@echo "Installing headrace and what its tests compare with"
