@@ -1,4 +1,4 @@
-"""The core's own tests, built under sanitizers: races in the pool, reads and writes out of bounds, undefined behaviour."""
+"""The core's own tests under sanitizers: races, accesses out of bounds, undefined behaviour."""
 
 from __future__ import annotations
 
