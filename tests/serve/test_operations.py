@@ -22,7 +22,9 @@ def test_models_version_and_configuration(tiny: Running) -> None:
 
 def test_health(tiny: Running) -> None:
     assert tiny.get("/health").status_code == 200
+    tiny.get("/perf_metrics")
     assert tiny.get("/health_generate").status_code == 200
+    assert tiny.get("/perf_metrics").json() == []
     tiny.idle()
 
 
@@ -53,6 +55,52 @@ def test_prometheus_counts_what_happened(tiny: Running) -> None:
     assert grown["headrace_time_to_first_token_seconds_count"] == 2
     assert after["headrace_e2e_request_latency_seconds_sum"] >= after["headrace_time_to_first_token_seconds_sum"] > 0
     assert after["headrace_requests_running"] == 0
+    assert grown["headrace_request_queue_time_seconds_count"] == 2
+    assert after["headrace_request_queue_time_seconds_sum"] <= after["headrace_time_to_first_token_seconds_sum"]
+
+
+def test_records_of_finished_requests_are_handed_out_once(tiny: Running) -> None:
+    tiny.get("/perf_metrics")
+    body = {"prompt": "ab", "max_tokens": 5, "ignore_eos": True, "n": 2}
+    name = tiny.post("/v1/completions", body).json()["id"]
+    chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 3, "ignore_eos": True, "stream": True}
+    tiny.post("/v1/chat/completions", chat)
+    tiny.post("/v1/completions", {"prompt": "a", "max_tokens": 5000})
+    records = tiny.get("/perf_metrics").json()
+    assert [(one["index"], one["completion_tokens"], one["finish_reason"]) for one in records] == [
+        (0, 5, "length"),
+        (1, 5, "length"),
+        (0, 3, "length"),
+    ]
+    assert [one["id"] for one in records[:2]] == [name, name]
+    assert records[2]["id"].startswith("chatcmpl-")
+    assert records[0]["request_id"] == records[1]["request_id"] != records[2]["request_id"]
+    for one in records:
+        times = list(one["perf_metrics"]["timing_metrics"].values())
+        assert len(times) == 4
+        assert times == sorted(times)
+    assert tiny.get("/perf_metrics").json() == []
+
+
+def test_only_so_many_records_are_kept(serve: object) -> None:
+    with serve({"perf_metrics_max_requests": 2}) as running:
+        for length in (1, 2, 3):
+            running.post("/v1/completions", {"prompt": "a", "max_tokens": length, "ignore_eos": True})
+        assert [one["completion_tokens"] for one in running.get("/perf_metrics").json()] == [2, 3]
+    with serve({"perf_metrics_max_requests": 0}) as running:
+        running.post("/v1/completions", {"prompt": "a", "max_tokens": 1})
+        assert "--perf-metrics-max-requests" in running.get("/perf_metrics").json()["error"]["message"]
+
+
+def test_records_of_drafts(serve: object) -> None:
+    with serve(speculative_config={"max_draft_len": 3}) as running:
+        body = {"prompt": "a", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
+        assert running.post("/v1/completions", body).status_code == 200
+        drafts = running.get("/perf_metrics").json()[0]["perf_metrics"]["speculative_decoding"]
+        assert 0 < drafts["total_accepted_draft_tokens"] <= drafts["total_draft_tokens"]
+        assert drafts["acceptance_rate"] == drafts["total_accepted_draft_tokens"] / drafts["total_draft_tokens"]
+        samples = _samples(running)
+        assert samples["headrace_spec_decode_draft_tokens_total"] == drafts["total_draft_tokens"]
 
 
 def test_tokens_there_and_back(tiny: Running) -> None:

@@ -25,8 +25,18 @@ _SHUTTING_DOWN = "the server is shutting down; the request was cancelled"
 class Job:
     """Submits on entry. Use it as a context manager around everything that reads it."""
 
-    def __init__(self, serving: Serving, prompts: Sequence[Prepared], sampling: SamplingParams, terms: Terms) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        prompts: Sequence[Prepared],
+        sampling: SamplingParams,
+        terms: Terms,
+        *,
+        name: str | None,
+    ) -> None:
+        """``name``: the id of the answer, for records; None: a probe, of which none is kept."""
         self._serving = serving
+        self.name = name
         self.prompts = prompts
         self.sampling = sampling
         self._terms = terms
@@ -51,6 +61,7 @@ class Job:
         for output in self.outputs:
             if output.finished and output.error is None:
                 metrics.finished(output)
+                self._serving.perf.add(self.name, output)
             else:
                 self._abort(output)
         if isinstance(error, asyncio.CancelledError | GeneratorExit):

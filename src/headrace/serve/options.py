@@ -18,6 +18,8 @@ class ServeOptions:
     max_body_bytes: int = 8 << 20
     request_timeout: float | None = None
     """A request that is older ends with what is there."""
+    perf_metrics_max_requests: int = 1000
+    """Records that /perf_metrics keeps until they are read; 0: none."""
     drain_limit: float = 30.0
     """How long requests under way may go on after SIGTERM; then they are cancelled."""
     heartbeat_limit: float = 60.0

@@ -14,6 +14,7 @@ from .engine import ServedEngine
 from .errors import ApiError
 from .metrics import Metrics
 from .options import ServeOptions
+from .perf import PerfRecords
 
 if TYPE_CHECKING:
     from .job import Job
@@ -26,6 +27,7 @@ class Serving:
     engine: ServedEngine
     options: ServeOptions
     metrics: Metrics = field(default_factory=Metrics)
+    perf: PerfRecords = field(init=False)
     wall_time: Callable[[], float] = time.time
     """Seconds since 1970, for the ``created`` fields."""
     new_id: Callable[[], str] = lambda: secrets.token_hex(12)
@@ -38,6 +40,7 @@ class Serving:
 
     def __post_init__(self) -> None:
         self.started = self.created
+        self.perf = PerfRecords(self.options.perf_metrics_max_requests)
 
     @property
     def created(self) -> int:

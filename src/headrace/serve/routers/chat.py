@@ -40,7 +40,8 @@ async def chat_completions(body: ChatCompletionRequest, serving: Annotated[Servi
         add_special_tokens=body.add_special_tokens,
         variables=body.chat_template_kwargs,
     )
-    job = Job(serving, [prompt], sampling, terms(body, serving.options.request_timeout))
+    name = f"chatcmpl-{serving.new_id()}"
+    job = Job(serving, [prompt], sampling, terms(body, serving.options.request_timeout), name=name)
     answer = _Answer(job, body, serving, model)
     return Events(answer.stream) if body.stream else Whole(answer.whole)
 
@@ -72,7 +73,7 @@ class _Answer:
         self._k_prompt = body.prompt_logprobs
         self._usage = body.stream_options or StreamOptions()
         self._envelope = {
-            "id": f"chatcmpl-{serving.new_id()}",
+            "id": job.name,
             "object": "chat.completion.chunk" if body.stream else "chat.completion",
             "created": serving.created,
             "model": model,

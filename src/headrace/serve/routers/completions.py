@@ -29,7 +29,8 @@ async def completions(body: CompletionRequest, serving: Annotated[Serving, Depen
     sampling = completion_params(body)
     engine = serving.engine
     prompts = [await engine.prepare(one, add_special_tokens=body.add_special_tokens) for one in body.prompt]
-    job = Job(serving, prompts, sampling, terms(body, serving.options.request_timeout))
+    name = f"cmpl-{serving.new_id()}"
+    job = Job(serving, prompts, sampling, terms(body, serving.options.request_timeout), name=name)
     answer = _Answer(job, body, serving, model)
     return Events(answer.stream) if body.stream else Whole(answer.whole)
 
@@ -44,7 +45,7 @@ class _Answer:
         self._texts = TokenTexts(self._tokenizer)
         self._usage = body.stream_options or StreamOptions()
         self._envelope = {
-            "id": f"cmpl-{serving.new_id()}",
+            "id": job.name,
             "object": "text_completion",
             "created": serving.created,
             "model": model,

@@ -22,6 +22,7 @@ Server = Annotated[Serving, Depends(serving_of)]
 
 _PROBE = SamplingParams(max_tokens=1, end_id=-1, detokenize=False)
 _PROBE_TIMEOUT = 30.0
+_PROBE_TERMS = Terms(priority=1.0, timeout=_PROBE_TIMEOUT)
 
 
 def _json(value: Any) -> Response:
@@ -49,7 +50,7 @@ async def health_generate(serving: Server) -> Response:
     _check(serving)
 
     async def probe() -> bytes:
-        with Job(serving, [Prepared([0])], _PROBE, Terms(priority=1.0, timeout=_PROBE_TIMEOUT)) as job:
+        with Job(serving, [Prepared([0])], _PROBE, _PROBE_TERMS, name=None) as job:
             await job.finish()
             if not job.outputs[0].outputs[0].token_ids:
                 raise ApiError(503, f"no token came within {_PROBE_TIMEOUT:.0f} s", code="engine_unavailable")
@@ -95,6 +96,15 @@ async def server_info(serving: Server) -> Response:
 async def metrics(serving: Server) -> Response:
     """Iteration statistics since the last call, as JSON; the last entry is a snapshot of now."""
     return _json(await serving.engine.stats())
+
+
+@router.get("/perf_metrics")
+async def perf_metrics(serving: Server) -> Response:
+    """Times and counts of each request that has finished since the last call, oldest first."""
+    if serving.perf.capacity == 0:
+        message = "no records are kept; start the server with --perf-metrics-max-requests above 0"
+        raise ApiError(404, message, code="perf_metrics_off")
+    return _json(serving.perf.drain())
 
 
 @router.get("/prometheus/metrics")
