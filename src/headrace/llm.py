@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
@@ -14,16 +13,13 @@ from headrace.core.config import LlmArgs
 from headrace.core.errors import RequestError, did_you_mean
 from headrace.core.outputs import EngineHealth
 from headrace.core.sampling_params import SamplingParams
+from headrace.runner import openmp  # noqa: F401  before torch
 
 if TYPE_CHECKING:
     from headrace.engine.results import RequestOutput
     from headrace.tokenizer.tokenizer import Tokenizer
 
 log = logging.getLogger("headrace")
-
-# Read when torch is first imported, which building an engine does. By default OpenMP's threads wait for one another in
-# a busy loop; with one other process on two cores that costs twenty times the speed (measured: 0.6, not 16 tokens/s).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, or a dict with ``prompt`` or ``prompt_token_ids``."""
@@ -121,12 +117,12 @@ class LLM:
     @property
     def start_report(self) -> list[tuple[str, float]]:
         """(phase, seconds) of the start, in order."""
-        return list(self._engine.phases.done)
+        return list(self._engine.report.phases)
 
     @property
     def memory_report(self) -> list[tuple[str, int]]:
         """(what, bytes) that the start planned and took."""
-        return self._engine.memory.rows()
+        return list(self._engine.report.memory)
 
     def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
         """Statistics of the iterations since the last call, oldest first; the last entry is a snapshot of now.
@@ -138,12 +134,11 @@ class LLM:
     @property
     def health(self) -> EngineHealth:
         """Whether the engine can go on, and when its loop last turned."""
-        loop = self._engine.loop
-        return EngineHealth(dead=loop.dead, is_idle=loop.is_idle, heartbeat=loop.heartbeat)
+        return self._engine.health
 
     def check_integrity(self) -> None:
         """Raises ``IntegrityError`` if a block, lease or slot is out of balance."""
-        self._engine.check_integrity()
+        self._engine.backend.call("check_integrity").result()
 
     # The end.
 

@@ -233,7 +233,7 @@ def test_statistics_have_the_known_keys(llm: LLM) -> None:
     ].keys()
     assert snapshot["kvCacheStats"]["tokensPerBlock"] == 32
     assert llm.effective_config["max_seq_len"] == 256
-    assert [name for name, _ in llm.start_report][-1] == "start loop"
+    assert [name for name, _ in llm.start_report][-1] == "assemble loop"
 
 
 # The end of a request, and of an engine.
@@ -299,7 +299,7 @@ def test_capacity_policies_give_the_same(folder: Path, policy: CapacityScheduler
 
 def test_nan_logits_fail_their_own_request_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with make(folder) as llm:
-        worker = llm._engine.executor._worker
+        worker = llm._engine.backend.executor._worker
         embed = worker._runner.model.embed
         original = type(embed).__call__
 
@@ -322,7 +322,7 @@ def test_a_worker_that_breaks_fails_all_and_every_later_call(folder: Path, monke
         def broken(plan: Any) -> Any:
             raise MemoryError("no more")
 
-        monkeypatch.setattr(llm._engine.executor._worker, "execute", broken)
+        monkeypatch.setattr(llm._engine.backend.executor._worker, "execute", broken)
         with pytest.raises(EngineDeadError, match="no more"):
             running.result(20)
         with pytest.raises(EngineDeadError, match="no more"):

@@ -15,7 +15,7 @@ import openai
 
 from headrace import LLM, KvCacheConfig
 from headrace.core.clock import SystemClock
-from headrace.serve.engine import LlmEngine
+from headrace.serve.engine import FrontedEngine
 from headrace.serve.options import ServeOptions
 from headrace.serve.server import Server
 from headrace.serve.serving import Serving
@@ -82,7 +82,7 @@ def served(folder: Path, options: dict[str, Any] | None = None, **engine: Any) -
     serve_options = ServeOptions(**{"model_name": NAME, "port": 0, "drain_limit": 5.0, **(options or {})})
     with LLM(folder, **settings) as llm:
         clock = SystemClock()
-        serving = Serving(LlmEngine(llm, clock, serve_options.heartbeat_limit), serve_options)
+        serving = Serving(FrontedEngine(llm._engine, llm.args, clock, serve_options.heartbeat_limit), serve_options)
         server = Server(serving)
         ready, status = threading.Event(), []
         thread = threading.Thread(target=lambda: status.append(server.run(ready.set)), name="server")
@@ -99,7 +99,7 @@ def served(folder: Path, options: dict[str, Any] | None = None, **engine: Any) -
 @contextmanager
 def slowed(llm: LLM, seconds: float) -> Iterator[None]:
     """Every step takes at least this long, so that a test can be sure to meet a request under way."""
-    worker = llm._engine.executor._worker
+    worker = llm._engine.backend.executor._worker
     execute = worker.execute
 
     def slow(plan: Any) -> Any:

@@ -23,6 +23,8 @@ import openai
 import pytest
 from serving_rig import NAME, Running, slowed
 
+from headrace.core.errors import EngineDeadError
+
 LONG = {"prompt": "a", "max_tokens": 1500, "ignore_eos": True}
 
 
@@ -53,7 +55,7 @@ def _hang_up(running: Running, stream: bool) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_hanging_up_cancels_within_a_step_or_two(tiny: Running, stream: bool) -> None:
     with slowed(tiny.llm, 0.02):
-        worker = tiny.llm._engine.executor._worker
+        worker = tiny.llm._engine.backend.executor._worker
         slow, steps = worker.execute, []
         worker.execute = lambda plan: steps.append(plan) or slow(plan)
         _hang_up(tiny, stream)
@@ -175,7 +177,7 @@ def test_a_broken_worker_fails_requests_and_ends_the_server(serve: Any) -> None:
             time.sleep(0.2)
             raise MemoryError("no more")
 
-        running.llm._engine.executor._worker.execute = broken
+        running.llm._engine.backend.executor._worker.execute = broken
         with pytest.raises(openai.InternalServerError, match="no more") as caught:
             running.client().completions.create(model=NAME, prompt="a")
         begin = time.monotonic()
@@ -190,7 +192,7 @@ def test_a_broken_worker_fails_requests_and_ends_the_server(serve: Any) -> None:
 
 def test_all_prompts_of_a_request_fail_as_one(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     with serve() as running, slowed(running.llm, 0.01):
-        running.llm._engine.executor._worker.execute = _raise
+        running.llm._engine.backend.executor._worker.execute = _raise
         answer = running.post("/v1/completions", LONG | {"prompt": ["a", "b", "c"]})
         assert answer.status_code == 503
         assert "no more" in answer.json()["error"]["message"]
@@ -202,7 +204,7 @@ def test_all_prompts_of_a_request_fail_as_one(serve: Any, caplog: pytest.LogCapt
 
 def test_a_stream_ends_with_the_error_when_the_worker_breaks(serve: Any) -> None:
     with serve() as running, slowed(running.llm, 0.01):
-        worker = running.llm._engine.executor._worker
+        worker = running.llm._engine.backend.executor._worker
         chunks = running.client().completions.create(
             model=NAME, prompt="a", max_tokens=1000, stream=True, extra_body={"ignore_eos": True}
         )
@@ -218,7 +220,7 @@ def _raise(plan: Any) -> Any:
     raise MemoryError("no more")
 
 
-def test_a_stuck_loop_is_unhealthy_and_an_idle_one_is_not(serve: Any) -> None:
+def test_a_stuck_loop_ends_the_server_and_an_idle_one_does_not(serve: Any) -> None:
     with serve({"heartbeat_limit": 0.3}) as running:
         time.sleep(0.5)
         assert running.get("/health").status_code == 200
@@ -229,9 +231,10 @@ def test_a_stuck_loop_is_unhealthy_and_an_idle_one_is_not(serve: Any) -> None:
             answer = running.get("/health")
             assert answer.status_code == 503
             assert "not turned" in answer.json()["error"]["message"]
-            request.abort()
-        request.result(20)
-        wait_for(lambda: running.get("/health").status_code == 200)
+            with pytest.raises(EngineDeadError, match="not turned"):
+                request.result(1)
+            running.thread.join(1.0)
+            assert running.status == [1]
 
 
 # The command.

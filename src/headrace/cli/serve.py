@@ -11,7 +11,7 @@ import yaml
 
 from headrace.cli import console
 from headrace.cli.options import with_engine_options
-from headrace.cli.start import started
+from headrace.cli.start import launched
 from headrace.core.clock import SystemClock
 from headrace.core.errors import ConfigError
 
@@ -44,7 +44,8 @@ def serve(
         float, typer.Option(min=0.0, metavar="S", help="Seconds that requests may go on after SIGTERM.")
     ] = 30.0,
     heartbeat_limit: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="Seconds a step may take before /health says 503.")
+        float,
+        typer.Option(min=0.1, metavar="S", help="Seconds a step may take; then the engine counts as stuck."),
     ] = 60.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings.")] = False,
     engine: dict[str, Any],
@@ -53,8 +54,8 @@ def serve(
     arguments = merged(_read(config), engine)
     arguments = merged({"scheduler_config": {"max_queue_size": DEFAULT_QUEUE}}, arguments)
     clock = SystemClock()
-    with started(model, arguments, quiet=quiet, clock=clock) as llm:
-        from headrace.serve.engine import LlmEngine
+    with launched(model, arguments, heartbeat_limit, quiet=quiet, clock=clock) as (running, args):
+        from headrace.serve.engine import FrontedEngine
         from headrace.serve.options import ServeOptions
         from headrace.serve.server import Server
         from headrace.serve.serving import Serving
@@ -70,7 +71,7 @@ def serve(
             heartbeat_limit=heartbeat_limit,
         )
         try:
-            server = Server(Serving(LlmEngine(llm, clock, heartbeat_limit), options))
+            server = Server(Serving(FrontedEngine(running, args, clock, heartbeat_limit), options))
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
         status = server.run(lambda: console.note(f"{options.model_name} is served at {server.url}"))

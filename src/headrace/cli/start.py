@@ -13,6 +13,8 @@ from headrace.core.clock import Clock, SystemClock
 from headrace.core.phases import Phases
 
 if TYPE_CHECKING:
+    from headrace.core.config import LlmArgs
+    from headrace.engine.engine import Engine
     from headrace.llm import LLM
 
 
@@ -49,9 +51,32 @@ def started(model: str, engine: Mapping[str, Any], *, quiet: bool, clock: Clock 
         import torch  # noqa: F401  half of the start of a small model: it gets a line of its own
 
     with LLM(model, **engine) as llm:
-        if not quiet:
-            console.note(f"{model} is ready after {clock.now() - begin:.2f} s")
+        _say_ready(model, clock.now() - begin, quiet)
         yield llm
+
+
+@contextmanager
+def launched(
+    model: str, engine: Mapping[str, Any], heartbeat_limit: float, *, quiet: bool, clock: Clock
+) -> Iterator[tuple[Engine, LlmArgs]]:
+    """As ``started``, but in a process of its own: what serves does not share its interpreter with what computes."""
+    show_log(quiet)
+    begin = clock.now()
+    from headrace.core.config import LlmArgs
+    from headrace.engine.launch import launch_engine
+
+    args = LlmArgs.from_call(model, dict(engine))
+    running = launch_engine(args, heartbeat_limit)
+    try:
+        _say_ready(model, clock.now() - begin, quiet)
+        yield running, args
+    finally:
+        running.shutdown()
+
+
+def _say_ready(model: str, seconds: float, quiet: bool) -> None:
+    if not quiet:
+        console.note(f"{model} is ready after {seconds:.2f} s")
 
 
 def is_terminal() -> bool:

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from .plan import FinishReason, TokenLogprobs
 
 
@@ -31,9 +33,8 @@ class MissReason(enum.Enum):
     """A sliding layer has let go of blocks that it would need to resume there."""
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceUpdate:
-    """News of one sequence after a step."""
+class SequenceUpdate(msgspec.Struct, frozen=True, array_like=True):
+    """News of one sequence after a step. A struct, since every step sends one for every sequence that runs."""
 
     request_id: int
     index: int
@@ -80,6 +81,6 @@ class EngineHealth:
     dead: Exception | None
     """Why it has ended; None while it can go on."""
     is_idle: bool
-    """Nothing is under way. An idle loop does not turn, so its heartbeat says nothing."""
+    """Nothing is under way."""
     heartbeat: float
-    """Clock reading at the start of the loop's last turn."""
+    """Clock reading when the loop last began a turn; an idle loop does not turn, and its heart beats all the same."""

@@ -23,6 +23,9 @@ class Phases:
     def time(self, name: str) -> Iterator[None]:
         start = self._clock.now()
         yield
-        seconds = self._clock.now() - start
+        self.add(name, self._clock.now() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """A phase that was timed elsewhere."""
         self.done.append((name, seconds))
         log.info("%s: %.2f s", name, seconds)

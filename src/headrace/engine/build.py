@@ -1,105 +1,71 @@
-"""The host's build step: from checked arguments to a running engine. The only place here that reads configuration."""
+"""The host's build step: from checked arguments to a running engine. It and ``find`` read configuration."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headrace.cache.manager import CacheManager, CacheOptions
 from headrace.core.clock import SystemClock
 from headrace.core.config import LlmArgs, NGramDecodingConfig
-from headrace.core.errors import ConfigError, EngineDeadError, ModelError
-from headrace.core.features import resolve
+from headrace.core.errors import ModelError
 from headrace.core.phases import Phases
 from headrace.executor.base import Capacity
 from headrace.executor.inproc import InprocExecutor
 from headrace.runner.build import build_worker
-from headrace.runner.memory import MemoryPlan
 from headrace.sched.options import SchedulerOptions
 from headrace.sched.scheduler import Scheduler
 from headrace.spec.ngram import NGramProposer
 from headrace.spec.proposer import NoProposer, Proposer
-from headrace.tokenizer.load import load_tokenizer
-from headrace.tokenizer.tokenizer import Tokenizer
 from headrace.weights.checkpoint import Checkpoint, open_checkpoint
-from headrace.weights.resolve import resolve_model
 
-from .front import Front, FrontLimits
-from .loop import EngineLoop
+from .backend import StartReport
+from .engine import Engine
+from .find import check_features, find_model, find_tokenizer
+from .local import LocalBackend
 from .stats import StatsRecorder
 
 log = logging.getLogger("headrace")
 
 
-@dataclass(slots=True)
-class Engine:
-    """A running engine and what is known about it."""
-
-    front: Front
-    loop: EngineLoop
-    executor: InprocExecutor
-    stats: StatsRecorder
-    tokenizer: Tokenizer | None
-    phases: Phases
-    memory: MemoryPlan
-    effective: dict[str, Any]
-
-    def get_stats(self, timeout: float | None) -> list[dict[str, Any]]:
-        """Iterations since the last call, then a snapshot with ``witnesses``."""
-        if self.loop.dead is not None:
-            raise EngineDeadError(str(self.loop.dead)) from self.loop.dead
-        now = self.loop.call_in_loop(lambda scheduler: scheduler.stats() | {"witnesses": self.stats.witnesses()})
-        snapshot = now.result(timeout)
-        snapshot["witnesses"] |= self.front.counters
-        return [*self.stats.drain(), snapshot]
-
-    def check_integrity(self) -> None:
-        """Raises ``IntegrityError`` if the books of the scheduler or the cache do not balance."""
-        self.loop.call_in_loop(lambda scheduler: scheduler.check_integrity()).result()
-
-    def shutdown(self) -> None:
-        """Cancels what runs and gives everything back. May be called twice."""
-        self.loop.stop(drain=False, timeout=30)
-        self.executor.close()
-
-
 def build_engine(args: LlmArgs) -> Engine:
-    """Finds the model, builds the worker, starts the loop. What was started is stopped if a later part fails."""
+    """An engine in this process, its loop turning. What was started is stopped if a later part fails."""
     phases = Phases()
-    resolve(_active_features(args))
-    with phases.time("find model"):
-        found = resolve_model(args.model, revision=args.revision, on_note=log.warning)
+    check_features(args)
+    path = find_model(args, phases)
+    tokenizer = find_tokenizer(args, path, phases)
+    backend, report = build_backend(args, path, phases)
+    return Engine(backend, report, tokenizer, SystemClock())
+
+
+def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBackend, StartReport]:
+    """Builds the worker, and the loop that drives it. What was started is stopped if a later part fails."""
     with phases.time("open checkpoint"):
-        checkpoint, config, generation = _open(found.path, args.load_format)
-    with phases.time("load tokenizer"):
-        tokenizer = _tokenizer(args, found.path)
-    eos_ids = _eos_ids(config, generation, tokenizer)
+        checkpoint, config, generation = _open(path, args.load_format)
     executor = InprocExecutor(lambda: build_worker(args, config, checkpoint, phases))
     try:
         capacity = executor.start()
-        with phases.time("start loop"):
-            engine = _assemble(args, executor, capacity, tokenizer, eos_ids, phases)
-            engine.loop.start()
+        with phases.time("assemble loop"):
+            memory, effective = executor.call("describe")
+            backend = _assemble(args, executor, capacity)
     except BaseException:
         executor.close()
         raise
-    engine.effective |= {"model_path": str(found.path), "eos_ids": sorted(eos_ids)}
-    log.info("memory: %s", engine.memory)
-    return engine
+    log.info("memory: %s", memory)
+    return backend, StartReport(
+        vocab_size=capacity.vocab_size,
+        max_seq_len=capacity.max_seq_len,
+        max_input_len=_max_input_len(args, capacity),
+        eos_ids=_eos_ids(config, generation),
+        phases=phases.done,
+        memory=memory.rows(),
+        effective=effective | {"model_path": str(path)},
+    )
 
 
-def _assemble(
-    args: LlmArgs,
-    executor: InprocExecutor,
-    capacity: Capacity,
-    tokenizer: Tokenizer | None,
-    eos_ids: frozenset[int],
-    phases: Phases,
-) -> Engine:
+def _assemble(args: LlmArgs, executor: InprocExecutor, capacity: Capacity) -> LocalBackend:
     clock = SystemClock()
     depth = 1 if args.disable_overlap_scheduler else 2
     cache = args.kv_cache_config
@@ -120,31 +86,8 @@ def _assemble(
         depth=depth,
     )
     scheduler = Scheduler(manager, options, _proposer(args.speculative_config), clock)
-    limits = FrontLimits(
-        vocab_size=capacity.vocab_size,
-        max_seq_len=capacity.max_seq_len,
-        max_input_len=_max_input_len(args, capacity),
-        eos_ids=eos_ids,
-    )
-    front = Front(limits, tokenizer, clock)
     stats = StatsRecorder(scheduler, clock, args.iter_stats_max_iterations)
-    loop = EngineLoop(executor, scheduler, depth, front.deliver, clock, stats.observe)
-    front.attach(loop)
-    memory, effective = executor.call("describe")
-    return Engine(front, loop, executor, stats, tokenizer, phases, memory, effective)
-
-
-def _active_features(args: LlmArgs) -> Iterable[str]:
-    cache = args.kv_cache_config
-    switches = {
-        "batching": args.max_batch_size > 1,
-        "chunked_prefill": args.enable_chunked_prefill,
-        "kv_reuse": cache.enable_block_reuse,
-        "partial_reuse": cache.enable_block_reuse and cache.enable_partial_reuse,
-        "overlap": not args.disable_overlap_scheduler,
-        "ngram": args.speculative_config is not None,
-    }
-    return (name for name, on in switches.items() if on)
+    return LocalBackend(executor, scheduler, depth, clock, stats)
 
 
 def _proposer(config: NGramDecodingConfig | None) -> Proposer:
@@ -171,29 +114,11 @@ def _open(path: Path, load_format: str) -> tuple[Checkpoint | None, dict[str, An
     return (None if load_format == "dummy" else checkpoint), config, generation
 
 
-def _tokenizer(args: LlmArgs, model_path: Path) -> Tokenizer | None:
-    if args.skip_tokenizer_init:
-        return None
-    if args.tokenizer is None:
-        return load_tokenizer(model_path)
-    if isinstance(args.tokenizer, Tokenizer):
-        return args.tokenizer
-    if isinstance(args.tokenizer, (str, Path)) and Path(args.tokenizer).expanduser().exists():
-        return load_tokenizer(Path(args.tokenizer).expanduser())
-    if isinstance(args.tokenizer, str):
-        return load_tokenizer(resolve_model(args.tokenizer, revision=args.tokenizer_revision).path)
-    raise ConfigError(
-        f"tokenizer is a {type(args.tokenizer).__name__}; give a folder, a hub id or a headrace Tokenizer"
-    )
-
-
-def _eos_ids(config: dict[str, Any], generation: dict[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
+def _eos_ids(config: dict[str, Any], generation: dict[str, Any]) -> frozenset[int]:
     """Every id that one of the model's own files calls an end of sequence."""
     ids: set[int] = set()
     for named in (config.get("eos_token_id"), generation.get("eos_token_id")):
         ids.update(named if isinstance(named, list) else [] if named is None else [named])
-    if tokenizer is not None:
-        ids.update(tokenizer.eos_ids)
     return frozenset(ids)
 
 

@@ -1,6 +1,7 @@
 """The front: prompts become requests, updates become outputs.
 
-It runs in the caller's thread (``submit``, ``abort``) and in the engine's (``deliver``). User code never runs here.
+It runs in the caller's thread (``submit``, ``abort``) and in the one that brings the news (``deliver``, ``fail``): the
+loop's own, or the event loop that reads from the engine's process. User code never runs here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from headrace.core.clock import Clock
-from headrace.core.errors import PromptTooLongError, RequestError
+from headrace.core.errors import EngineDeadError, PromptTooLongError, RequestError
 from headrace.core.features import refuse_missing_sampling
 from headrace.core.outputs import RequestPerfMetrics, SequenceUpdate
 from headrace.core.plan import FinishReason
@@ -21,7 +22,7 @@ from headrace.core.request import Request
 from headrace.core.sampling_params import SamplingParams, check_tokens
 from headrace.tokenizer.tokenizer import Tokenizer
 
-from .loop import EngineLoop
+from .backend import Backend
 from .results import Mailbox, OutputEvent, RequestOutput
 from .text import DecodedText, NoText, TextStream
 
@@ -50,27 +51,18 @@ class _Live:
 
 
 class Front:
-    """Owns the requests under way. ``attach`` gives it the loop that runs them."""
+    """Owns the requests under way; ``backend`` runs them."""
 
-    def __init__(self, limits: FrontLimits, tokenizer: Tokenizer | None, clock: Clock) -> None:
+    def __init__(self, limits: FrontLimits, tokenizer: Tokenizer | None, clock: Clock, backend: Backend) -> None:
         self._limits = limits
         self._tokenizer = tokenizer
         self._clock = clock
         self._ids = itertools.count(1)
         self._live: dict[int, _Live] = {}
         self._lock = threading.Lock()
-        self._loop: EngineLoop | None = None
+        self._backend = backend
         self.counters: Counter[str] = Counter()
         """Witnesses counted here: forked_outputs, prioritised, stop_string_hits."""
-
-    def attach(self, loop: EngineLoop) -> None:
-        self._loop = loop
-
-    @property
-    def loop(self) -> EngineLoop:
-        if self._loop is None:
-            raise RuntimeError("the front is used before attach()")
-        return self._loop
 
     @property
     def n_live(self) -> int:
@@ -128,7 +120,7 @@ class Front:
             self.counters["forked_outputs"] += request.n - 1
             self.counters["prioritised"] += priority != _USUAL_PRIORITY
         try:
-            self.loop.submit(request)
+            self._backend.submit(request)
         except BaseException:
             with self._lock:
                 self._live.pop(request.request_id, None)
@@ -140,10 +132,10 @@ class Front:
     def abort(self, request_id: int) -> None:
         """Cancels a request; one that has ended already is left as it is."""
         if request_id in self._live:
-            self.loop.cancel(request_id)
+            self._backend.cancel(request_id)
 
     def deliver(self, updates: list[SequenceUpdate]) -> None:
-        """The loop's sink: decodes, cuts at stop strings, and posts to the outputs."""
+        """Takes the news of a step: decodes, cuts at stop strings, and posts to the outputs."""
         by_request: dict[int, list[OutputEvent]] = {}
         for update in updates:
             live = self._live.get(update.request_id)
@@ -157,13 +149,23 @@ class Front:
                     del self._live[request_id]
             live.mailbox.post(events)
 
+    def fail(self, error: EngineDeadError) -> None:
+        """Ends all requests under way with ``error``."""
+        with self._lock:
+            failed = list(self._live.values())
+            self._live.clear()
+        for live in failed:
+            live.mailbox.post(
+                [OutputEvent(index, finish_reason=FinishReason.ERROR.value, error=error) for index in live.open]
+            )
+
     def _event(self, live: _Live, update: SequenceUpdate) -> OutputEvent:
         step = live.streams[update.index].push(update)
         finish, stop_reason = update.finish_reason, update.stop_reason
         if step.stop is not None:
             self.counters["stop_string_hits"] += 1
             if finish is None:
-                self.loop.finish(update.request_id, update.index, FinishReason.STOP)
+                self._backend.finish(update.request_id, update.index, FinishReason.STOP)
             finish, stop_reason = FinishReason.STOP, step.stop
         metrics = self._measure(live.metrics[update.index], update)
         if finish is not None:
@@ -229,4 +231,6 @@ class Front:
             return sampling
         encode: Callable[[str], list[int]] = lambda text: self._tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
         spelled = {tuple(encode(form)) for word in sampling.bad for form in (word, " " + word.lstrip())}
+        if () in spelled:
+            raise RequestError(f"bad={sampling.bad}: a word is no token in this vocabulary; leave it out", param="bad")
         return sampling.model_copy(update={"bad_token_ids": (sampling.bad_token_ids or ()) + tuple(sorted(spelled))})

@@ -31,10 +31,16 @@ Sink = Callable[[list[SequenceUpdate]], None]
 """Takes the news of a step, in the loop's thread. It must not block, and if it raises the engine stops."""
 Observer = Callable[[StepPlan, StepResult], None]
 """Sees every step that has landed, in the loop's thread: statistics. It must neither block nor raise."""
+OnEnd = Callable[[EngineDeadError], None]
+"""Is told why the loop has ended, before the requests under way are. It must neither block nor raise."""
 
 
 def _observe_nothing(plan: StepPlan, result: StepResult) -> None:
     pass
+
+
+def tell_nobody(dead: EngineDeadError) -> None:
+    """For those who hear of the end in another way."""
 
 
 class EngineLoop:
@@ -52,6 +58,7 @@ class EngineLoop:
         sink: Sink,
         clock: Clock,
         observer: Observer = _observe_nothing,
+        on_end: OnEnd = tell_nobody,
     ) -> None:
         if depth < 1:
             raise ValueError(f"depth={depth}; at least one step is in flight")
@@ -61,6 +68,7 @@ class EngineLoop:
         self._sink = sink
         self._clock = clock
         self._observer = observer
+        self._on_end = on_end
         self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
         self._inbox: deque[Command] = deque()
         self._wakeup = threading.Condition()
@@ -102,7 +110,8 @@ class EngineLoop:
 
     @property
     def heartbeat(self) -> float:
-        """Clock reading at the start of the last turn. An idle loop does not turn: see ``is_idle``."""
+        """Clock reading at the start of the last turn, or when work came to an idle loop. One that is idle does not
+        turn: see ``is_idle``."""
         return self._heartbeat
 
     @property
@@ -144,6 +153,8 @@ class EngineLoop:
                 raise EngineDeadError(str(self._dead)) from self._dead
             if self._stopping and isinstance(command, Submit):
                 raise EngineDeadError("the engine is shutting down and takes no more requests")
+            if self.is_idle:
+                self._heartbeat = self._clock.now()
             self._inbox.append(command)
             self._wakeup.notify()
 
@@ -222,6 +233,7 @@ class EngineLoop:
             self._dead = dead
             left = list(self._inbox)
             self._inbox.clear()
+        self._on_end(dead)
         waiting = dict.fromkeys(self._scheduler.live)
         # What the sink choked on may have held the end of a request that the scheduler no longer knows.
         waiting |= dict.fromkeys((update.request_id, update.index) for update in self._undelivered)

@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from headrace.core.outputs import Logprob, RequestPerfMetrics
 from headrace.core.plan import TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class OutputEvent:
+class OutputEvent(msgspec.Struct, frozen=True):
     """What one engine step adds to one output of a request. Text is already decoded and cut at stop strings."""
 
     index: int
@@ -100,21 +101,26 @@ def _logprob_dict(entry: TokenLogprobs) -> dict[int, Logprob]:
 
 
 class Mailbox:
-    """A queue from the engine's thread to one reader, which may be a thread or a coroutine."""
+    """A queue from whoever brings the news to one reader, which may be a thread or a coroutine."""
 
     def __init__(self) -> None:
         self._events: deque[OutputEvent] = deque()
-        self._ready = threading.Condition()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._ready = threading.Condition(threading.Lock())
+        self._waiter: asyncio.Future[None] | None = None
 
     def post(self, events: list[OutputEvent]) -> None:
-        """Called by the engine's thread; never blocks on the reader."""
+        """Called in any thread; never blocks on the reader."""
         with self._ready:
             self._events.extend(events)
-            self._ready.notify_all()
-            waiter = self._waiter
-        if waiter is not None and not waiter[0].is_closed():
-            waiter[0].call_soon_threadsafe(waiter[1].set)
+            self._ready.notify()
+            waiter, self._waiter = self._waiter, None
+        if waiter is None:
+            return
+        loop = waiter.get_loop()
+        if asyncio._get_running_loop() is loop:
+            _wake(waiter)
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(_wake, waiter)
 
     def take(self, timeout: float | None) -> list[OutputEvent]:
         """All events there are; waits for the first. Raises ``TimeoutError``."""
@@ -128,16 +134,20 @@ class Mailbox:
         while True:
             with self._ready:
                 if self._events:
-                    self._waiter = None
                     return self._drain()
-                arrived = asyncio.Event()
-                self._waiter = (asyncio.get_running_loop(), arrived)
-            await arrived.wait()
+                self._waiter = waiter = asyncio.get_running_loop().create_future()
+            await waiter
 
     def _drain(self) -> list[OutputEvent]:
         events = list(self._events)
         self._events.clear()
         return events
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    # It may have been cancelled in between.
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class RequestOutput:

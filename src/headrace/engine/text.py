@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from headrace.core.outputs import SequenceUpdate
 from headrace.core.plan import FinishReason
@@ -13,8 +14,7 @@ from headrace.tokenizer.stop_strings import StopStringChecker
 from headrace.tokenizer.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class TextStep:
+class TextStep(msgspec.Struct, frozen=True):
     """What an update amounts to once its text has been looked at."""
 
     text: str

@@ -1,4 +1,4 @@
-"""What the server asks of an engine, and the one implementation: an ``LLM`` in this process."""
+"""What the server asks of an engine, and the one implementation: a front here, whose backend may be anywhere."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from headrace.core.clock import Clock
-from headrace.core.errors import RequestError
+from headrace.core.config import LlmArgs
+from headrace.core.errors import EngineDeadError, RequestError
 from headrace.core.sampling_params import SamplingParams
+from headrace.engine.engine import Engine
 from headrace.engine.results import RequestOutput
-from headrace.llm import LLM
 from headrace.tokenizer.tokenizer import Tokenizer
 
 
@@ -36,6 +37,10 @@ class Terms:
 class ServedEngine(Protocol):
     """An engine under the server. ``submit`` never blocks; what waits is a coroutine."""
 
+    def connect(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Called once in the server's event loop, before the first request."""
+        ...
+
     @property
     def tokenizer(self) -> Tokenizer | None: ...
 
@@ -60,12 +65,8 @@ class ServedEngine(Protocol):
         ...
 
     def problem(self) -> str | None:
-        """Why the engine cannot serve, or None. To be asked several times a second."""
-        ...
-
-    @property
-    def is_dead(self) -> bool:
-        """True when it will never serve again."""
+        """Why the engine will never serve again, or None. To be asked several times a second: one that is found stuck
+        is given up here, and what it was to do has then failed."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -73,69 +74,71 @@ class ServedEngine(Protocol):
         ...
 
 
-class LlmEngine:
-    """``ServedEngine`` over an ``LLM``. Tokenising runs beside the event loop, so a long prompt stalls nobody."""
+_STATS_LIMIT = 2.0
+"""Seconds until /metrics says that the engine does not answer."""
 
-    def __init__(self, llm: LLM, clock: Clock, heartbeat_limit: float) -> None:
-        """``heartbeat_limit``: seconds that one turn of the engine loop may take before it counts as stuck."""
-        self._llm = llm
+
+class FrontedEngine:
+    """``ServedEngine`` over an ``Engine``. Tokenising runs beside the event loop, so a long prompt stalls nobody."""
+
+    def __init__(self, engine: Engine, args: LlmArgs, clock: Clock, heartbeat_limit: float) -> None:
+        """``args``: what it was built from. ``heartbeat_limit``: seconds that one turn of the engine loop may take
+        before it counts as stuck."""
+        self._engine = engine
         self._clock = clock
         self._heartbeat_limit = heartbeat_limit
-        self._last_idle = clock.now()
         self._description = {
-            "config": llm.effective_config,
-            "start_seconds": dict(llm.start_report),
-            "memory_bytes": dict(llm.memory_report),
+            "config": args.model_dump(mode="json") | engine.effective,
+            "start_seconds": dict(engine.report.phases),
+            "memory_bytes": dict(engine.report.memory),
         }
-        self._max_seq_len = int(llm.effective_config["max_seq_len"])
+
+    def connect(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._engine.connect(loop)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        return self._llm.tokenizer
+        return self._engine.tokenizer
 
     @property
     def max_seq_len(self) -> int:
-        return self._max_seq_len
+        return self._engine.report.max_seq_len
 
     async def prepare(self, prompt: str | list[int], *, add_special_tokens: bool) -> Prepared:
         if not isinstance(prompt, str):
             return Prepared(prompt)
-        tokenizer = self._llm.tokenizer
+        tokenizer = self.tokenizer
         if tokenizer is None:
             raise RequestError("the model was loaded with skip_tokenizer_init=True: give token ids", param="prompt")
         ids = await asyncio.to_thread(tokenizer.encode, prompt, add_special_tokens)
         return Prepared(ids, prompt)
 
     def submit(self, prepared: Prepared, sampling: SamplingParams, terms: Terms) -> RequestOutput:
-        return self._llm.generate_async(
-            {"prompt_token_ids": prepared.token_ids},
+        front = self._engine.front
+        _, ids = front.prepare(prepared.token_ids, sampling)
+        return front.submit(
+            prepared.text,
+            ids,
             sampling,
             streaming=True,
-            cache_salt=terms.cache_salt,
             priority=terms.priority,
             timeout=terms.timeout,
+            cache_salt=terms.cache_salt,
         )
 
     async def stats(self) -> list[dict[str, Any]]:
-        return await asyncio.to_thread(self._llm.get_stats)
+        return await self._engine.get_stats_async(_STATS_LIMIT)
 
     def problem(self) -> str | None:
-        health = self._llm.health
+        health = self._engine.health
         if health.dead is not None:
             return str(health.dead)
-        now = self._clock.now()
-        if health.is_idle:
-            self._last_idle = now
+        silent = self._clock.now() - health.heartbeat
+        if silent <= self._heartbeat_limit:
             return None
-        # An idle loop does not turn, so work that has just come in may find an old heartbeat.
-        silent = now - max(health.heartbeat, self._last_idle)
-        if silent > self._heartbeat_limit:
-            return f"the engine loop has not turned for {silent:.0f} s while work is under way"
-        return None
-
-    @property
-    def is_dead(self) -> bool:
-        return self._llm.health.dead is not None
+        error = EngineDeadError(f"the engine is stuck: its loop has not turned for {silent:.1f} s")
+        self._engine.backend.kill(error)
+        return str(error)
 
     def describe(self) -> dict[str, Any]:
         return self._description

@@ -1,7 +1,7 @@
 """The server's life: it listens, watches the engine, and ends.
 
 SIGTERM, SIGINT   nothing new is taken (503); what runs may finish, up to a limit, then it is cancelled; status 0
-engine dead       every request has failed by then, /health says 503; status 1, within a second
+engine dead       every request has failed by then, /health says 503; status 1, within a second; so too if it is stuck
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class Server:
 
     async def _serve(self, on_ready: Callable[[], None]) -> int:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._serving.engine.connect(self._loop)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stop.set)
@@ -97,17 +98,18 @@ class Server:
         assert self._stop is not None
         engine = self._serving.engine
         while not self._stop.is_set() and not serving.done():
-            # Also keeps the memory of when the engine was last idle, which the health depends on.
             problem = engine.problem()
-            if engine.is_dead:
+            if problem is not None:
                 return await self._give_up(problem)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _TICK)
         return await self._drain()
 
-    async def _give_up(self, problem: str | None) -> int:
+    async def _give_up(self, problem: str) -> int:
         log.error("the server ends, since the engine has: %s", problem)
         await asyncio.sleep(_LAST_WORDS)
+        # Whoever has not read it by now is not waited for.
+        self._uvicorn.force_exit = True
         return 1
 
     async def _drain(self) -> int:
@@ -117,8 +119,9 @@ class Server:
         serving.draining = True
         limit = loop.time() + serving.options.drain_limit
         while serving.jobs and loop.time() < limit and not self._stop.is_set():
-            if serving.engine.is_dead:
-                return await self._give_up(serving.engine.problem())
+            problem = serving.engine.problem()
+            if problem is not None:
+                return await self._give_up(problem)
             await asyncio.sleep(_TICK / 2)
         if serving.jobs:
             log.warning("%d requests are cancelled", len(serving.jobs))

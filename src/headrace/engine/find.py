@@ -1,0 +1,63 @@
+"""What an engine needs before it is built: features that go together, the model's files, its tokenizer. No torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from headrace.core.config import LlmArgs
+from headrace.core.errors import ConfigError
+from headrace.core.features import resolve
+from headrace.core.phases import Phases
+from headrace.tokenizer.load import load_tokenizer
+from headrace.tokenizer.tokenizer import Tokenizer
+from headrace.weights.resolve import resolve_model
+
+log = logging.getLogger("headrace")
+
+
+def check_features(args: LlmArgs) -> None:
+    """Raises ``ConfigError`` if two of the features asked for do not go together."""
+    resolve(_active_features(args))
+
+
+def find_model(args: LlmArgs, phases: Phases) -> Path:
+    """Path of the model, fetched if need be. Raises ``ModelError``."""
+    with phases.time("find model"):
+        return resolve_model(args.model, revision=args.revision, on_note=log.warning).path
+
+
+def find_tokenizer(args: LlmArgs, model_path: Path, phases: Phases) -> Tokenizer | None:
+    """None with ``skip_tokenizer_init``. Raises ``ConfigError`` or ``ModelError``."""
+    with phases.time("load tokenizer"):
+        return _tokenizer(args, model_path)
+
+
+def _active_features(args: LlmArgs) -> Iterable[str]:
+    cache = args.kv_cache_config
+    switches = {
+        "batching": args.max_batch_size > 1,
+        "chunked_prefill": args.enable_chunked_prefill,
+        "kv_reuse": cache.enable_block_reuse,
+        "partial_reuse": cache.enable_block_reuse and cache.enable_partial_reuse,
+        "overlap": not args.disable_overlap_scheduler,
+        "ngram": args.speculative_config is not None,
+    }
+    return (name for name, on in switches.items() if on)
+
+
+def _tokenizer(args: LlmArgs, model_path: Path) -> Tokenizer | None:
+    if args.skip_tokenizer_init:
+        return None
+    if args.tokenizer is None:
+        return load_tokenizer(model_path)
+    if isinstance(args.tokenizer, Tokenizer):
+        return args.tokenizer
+    if isinstance(args.tokenizer, (str, Path)) and Path(args.tokenizer).expanduser().exists():
+        return load_tokenizer(Path(args.tokenizer).expanduser())
+    if isinstance(args.tokenizer, str):
+        return load_tokenizer(resolve_model(args.tokenizer, revision=args.tokenizer_revision).path)
+    raise ConfigError(
+        f"tokenizer is a {type(args.tokenizer).__name__}; give a folder, a hub id or a headrace Tokenizer"
+    )

@@ -1,0 +1,33 @@
+"""Starts an engine whose loop and worker are in a process of their own: that one imports torch, this one does not."""
+
+from __future__ import annotations
+
+from headrace.core.clock import SystemClock
+from headrace.core.config import LlmArgs
+from headrace.core.phases import Phases
+
+from .engine import Engine
+from .find import check_features, find_model, find_tokenizer
+from .remote import RemoteBackend
+
+
+def launch_engine(args: LlmArgs, heartbeat_limit: float) -> Engine:
+    """As ``build.build_engine``, and raises the same. To be connected to an event loop before it is used.
+
+    ``heartbeat_limit``: the age in seconds at which the engine's heartbeat will be found too old.
+    """
+    clock = SystemClock()
+    phases = Phases(clock)
+    check_features(args)
+    path = find_model(args, phases)
+    settings = args.model_dump(mode="json", exclude={"tokenizer", "tokenizer_revision", "revision"})
+    backend = RemoteBackend.spawn(settings | {"model": str(path)}, clock, heartbeat_limit)
+    try:
+        # While the other process imports torch.
+        tokenizer = find_tokenizer(args, path, phases)
+        report = backend.report()
+        report.phases[:0] = phases.done
+        return Engine(backend, report, tokenizer, clock, backend.connect)
+    except BaseException:
+        backend.shutdown()
+        raise

@@ -1,0 +1,118 @@
+"""The backend in this process: a loop on its thread, over an executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from headrace.core.clock import Clock
+from headrace.core.errors import ConfigError, EngineDeadError, IntegrityError
+from headrace.core.outputs import EngineHealth
+from headrace.core.plan import FinishReason
+from headrace.core.request import Request
+from headrace.executor.base import Executor
+from headrace.sched.scheduler import Scheduler
+
+from .backend import Deliver, Fail
+from .loop import EngineLoop, tell_nobody
+from .stats import StatsRecorder
+
+
+def _stats(scheduler: Scheduler, recorder: StatsRecorder) -> list[dict[str, Any]]:
+    """Iterations since the last call, then a snapshot with ``witnesses``."""
+    return [*recorder.drain(), scheduler.stats() | {"witnesses": recorder.witnesses()}]
+
+
+def _check_integrity(scheduler: Scheduler, recorder: StatsRecorder) -> None:
+    """Raises ``IntegrityError`` if the books of the scheduler or the cache do not balance."""
+    scheduler.check_integrity()
+
+
+def _check_idle(scheduler: Scheduler, recorder: StatsRecorder) -> None:
+    """As check_integrity; raises too if anything is under way or holds memory."""
+    scheduler.check_integrity()
+    stats = scheduler.stats()
+    left = {
+        "sequences": scheduler.n_unfinished,
+        "leases": scheduler.manager.n_leases,
+        **{name: stats[name] for name in ("numActiveRequests", "numQueuedRequests", "numStepsInFlight")},
+    }
+    if any(left.values()):
+        raise IntegrityError(f"the engine is not idle: {left}")
+
+
+QUESTIONS: dict[str, Callable[[Scheduler, StatsRecorder], Any]] = {
+    "stats": _stats,
+    "check_integrity": _check_integrity,
+    "check_idle": _check_idle,
+}
+"""What ``Backend.call`` can be asked. The answers are made of lists, dicts, texts and numbers."""
+
+
+class LocalBackend:
+    """``Backend`` over an executor that has started."""
+
+    def __init__(self, executor: Executor, scheduler: Scheduler, depth: int, clock: Clock, stats: StatsRecorder):
+        """``depth``: steps in flight."""
+        self.executor = executor
+        self._scheduler = scheduler
+        self._depth = depth
+        self._clock = clock
+        self._stats = stats
+        self._loop: EngineLoop | None = None
+        self._fail: Fail = tell_nobody
+        self._given_up: EngineDeadError | None = None
+
+    def start(self, deliver: Deliver, fail: Fail, on_end: Fail = tell_nobody) -> None:
+        """``on_end`` is told why the loop has ended, before the requests under way are."""
+        self._fail = fail
+        self._loop = EngineLoop(
+            self.executor, self._scheduler, self._depth, deliver, self._clock, self._stats.observe, on_end
+        )
+        self._loop.start()
+
+    @property
+    def loop(self) -> EngineLoop:
+        if self._loop is None:
+            raise RuntimeError("the backend is used before start()")
+        return self._loop
+
+    def submit(self, request: Request) -> None:
+        self._check_alive()
+        self.loop.submit(request)
+
+    def cancel(self, request_id: int) -> None:
+        self._check_alive()
+        self.loop.cancel(request_id)
+
+    def finish(self, request_id: int, index: int, reason: FinishReason) -> None:
+        self.loop.finish(request_id, index, reason)
+
+    def call(self, name: str) -> Future[Any]:
+        self._check_alive()
+        question = QUESTIONS.get(name)
+        if question is None:
+            raise ConfigError(f"the engine has no call {name!r}; it has {', '.join(QUESTIONS)}")
+        return self.loop.call_in_loop(lambda scheduler: question(scheduler, self._stats))
+
+    def health(self) -> EngineHealth:
+        loop = self.loop
+        is_idle = loop.is_idle
+        heartbeat = self._clock.now() if is_idle else loop.heartbeat
+        return EngineHealth(dead=self._given_up or loop.dead, is_idle=is_idle, heartbeat=heartbeat)
+
+    def kill(self, error: EngineDeadError) -> None:
+        """A thread cannot be ended from outside: it ends by itself when its step comes back."""
+        self._given_up = error
+        self.loop.stop(drain=False, timeout=0)
+        self._fail(error)
+
+    def shutdown(self) -> None:
+        if self._loop is not None:
+            self._loop.stop(drain=False, timeout=30)
+        self.executor.close()
+
+    def _check_alive(self) -> None:
+        if self._given_up is not None:
+            raise EngineDeadError(str(self._given_up)) from self._given_up
