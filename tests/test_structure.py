@@ -46,10 +46,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "sim": ("core", "cache", "spec", "sched", "executor", "engine"),
     # What people touch.
     "bench": ("core", "llm"),
+    "eval": ("core", "engine.results", "llm"),
     "serve": ("core", "tokenizer.tokenizer", "engine.results", "engine.engine"),
     # features looks a model up without loading it; doctor asks for the memory that the engine would plan with.
     "cli": (
-        *("core", "weights", "tokenizer", "engine.results", "engine.engine", "engine.launch", "llm", "bench", "serve"),
+        *("core", "weights", "tokenizer", "engine.results", "engine.engine", "engine.launch", "llm", "bench", "eval", "serve"),
         *("models.registry", "layers.base", "ops.table", "runner.memory"),
     ),
 }

@@ -17,6 +17,7 @@ from headrace.cli.doctor import doctor
 from headrace.cli.features import features
 from headrace.cli.generate import generate
 from headrace.cli.serve import serve
+from headrace.cli.verify import verify_command
 from headrace.core.errors import EngineError, HeadraceError
 
 
@@ -43,7 +44,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # --max_batch_size is --max-batch-size: both spellings are about.
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+    },
 )
 
 
@@ -69,6 +74,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(serve)
 app.add_typer(bench)
+app.command("verify")(verify_command)
 app.command()(features)
 app.command()(doctor)
 

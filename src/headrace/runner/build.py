@@ -75,6 +75,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         "dtype": str(dtype).removeprefix("torch."),
         "kv_cache_dtype": str(kv_dtype).removeprefix("torch."),
         "max_seq_len": max_seq_len,
+        "vocab_size": model.vocab_size,
         "num_threads": threads,
         "kv_cache_tokens": memory.kv_tokens,
         "operators": dict(ops.chosen),

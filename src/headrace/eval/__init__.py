@@ -1,0 +1,1 @@
+"""Checks of a model that a user runs: is it exact here."""
