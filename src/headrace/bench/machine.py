@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.core.cgroup import limits, quota_cpus
+
 ISA_FLAGS: dict[str, str] = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
@@ -62,14 +64,14 @@ def read_machine(root: Path = Path("/")) -> Machine:
     architecture = platform.machine()
     known = _ARM if architecture in ("aarch64", "arm64") else _X86
     memory = _meminfo(root)["MemTotal"]
-    limit = _smallest(_cgroup_numbers(root, "memory", "memory.max", "memory.limit_in_bytes"))
+    limit = _smallest(limits(root, "memory", "memory.max", "memory.limit_in_bytes"))
     return Machine(
         cpu=info.get("model name") or info.get("Model") or architecture,
         architecture=architecture,
         isa={flag: flag in flags for flag in known},
         cpus=os.cpu_count() or 1,
         allowed_cpus=len(os.sched_getaffinity(0)),
-        quota_cpus=_quota(root),
+        quota_cpus=quota_cpus(root),
         memory=memory,
         memory_limit=limit if limit is not None and limit < memory else None,
         huge_pages=_huge_pages(root),
@@ -120,48 +122,6 @@ def _huge_pages(root: Path) -> str | None:
         return None
     # The kernel puts brackets around the setting in force: "always [madvise] never".
     return path.read_text().partition("[")[2].partition("]")[0] or None
-
-
-def _cgroup_folders(root: Path, controller: str) -> list[Path]:
-    """Folders of the process's control group and its parents, innermost first, for version 2 and version 1 trees."""
-    file = root / "proc/self/cgroup"
-    folders: list[Path] = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        _, names, path = line.split(":", 2)
-        if names == "":
-            base = root / "sys/fs/cgroup"
-        elif controller in names.split(","):
-            base = root / "sys/fs/cgroup" / controller
-        else:
-            continue
-        inner = base / path.lstrip("/")
-        folders += [folder for folder in (inner, *inner.parents) if folder == base or folder.is_relative_to(base)]
-    return folders
-
-
-def _cgroup_numbers(root: Path, controller: str, v2: str, v1: str) -> list[int]:
-    """The limits of all levels; a level without a limit gives none."""
-    found = []
-    for folder in _cgroup_folders(root, controller):
-        for name in (v2, v1):
-            if (folder / name).exists():
-                text = (folder / name).read_text().strip()
-                found += [int(text)] if text.isdecimal() else []
-    return found
-
-
-def _quota(root: Path) -> float | None:
-    """CPUs' worth of time: the tightest of all levels."""
-    shares = []
-    for folder in _cgroup_folders(root, "cpu"):
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text().split()
-            shares += [int(quota) / int(period)] if quota != "max" else []
-        if (folder / "cpu.cfs_quota_us").exists():
-            quota_us = int((folder / "cpu.cfs_quota_us").read_text())
-            period_us = int((folder / "cpu.cfs_period_us").read_text())
-            shares += [quota_us / period_us] if quota_us > 0 else []
-    return min(shares, default=None)
 
 
 def _smallest(numbers: list[int]) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from headrace.cache.arena import ArenaLayout, arena_for_tokens, plan_arena
 from headrace.cache.groups import CacheGroup, group_layers
+from headrace.core.cgroup import usable_cpus
 from headrace.core.config import LlmArgs
 from headrace.core.errors import ConfigError
 from headrace.core.phases import Phases
@@ -43,7 +43,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
     Raises:
         ConfigError, ModelError, CheckpointError: before memory is taken, where that is possible.
     """
-    threads = args.num_threads or len(os.sched_getaffinity(0))
+    threads = args.num_threads or usable_cpus()
     torch.set_num_threads(threads)
     with phases.time("build model"):
         device = torch.device("cpu")
