@@ -13,5 +13,6 @@ T* pointer(uintptr_t address) {
 }
 
 void bind_norm(nanobind::module_& m);
+void bind_tape(nanobind::module_& m);
 
 }  // namespace headrace

@@ -18,4 +18,5 @@ NB_MODULE(_native, m) {
     m.def("set_threads", [](int n) { Pool::instance().set_threads(n); }, nb::call_guard<nb::gil_scoped_release>());
     m.def("threads", [] { return Pool::instance().threads(); });
     bind_norm(m);
+    bind_tape(m);
 }
