@@ -8,8 +8,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving_rig import NAME, Running
 
-from headrace.cli.serve import merged
-
 
 def test_models_version_and_configuration(tiny: Running) -> None:
     assert [model.id for model in tiny.client().models.list()] == [NAME]
@@ -150,9 +148,3 @@ def test_a_model_without_a_tokenizer_takes_ids_only(serve: object) -> None:
 def test_the_schema_is_served(tiny: Running) -> None:
     schema = tiny.get("/openapi.json").json()
     assert {"/v1/completions", "/v1/chat/completions", "/health", "/tokenize"} <= schema["paths"].keys()
-
-
-def test_settings_are_merged_group_by_group() -> None:
-    below = {"a": 1, "group": {"x": 1, "y": 2}}
-    assert merged(below, {"group": {"y": 3}, "b": 4}) == {"a": 1, "group": {"x": 1, "y": 3}, "b": 4}
-    assert merged(below, {"group": 5}) == {"a": 1, "group": 5}

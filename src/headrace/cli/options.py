@@ -7,11 +7,12 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-import yaml
 
+from headrace.cli.settings import gather, parse_yaml
 from headrace.core.errors import ConfigError, RequestError
 from headrace.core.features import MISSING_SAMPLING
 from headrace.core.sampling_params import SamplingParams
@@ -44,15 +45,6 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _yaml(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"cannot read {text!r}: {str(error).splitlines()[0]}. Give a number, a word or a YAML value"
-        ) from None
-
-
 _KINDS: dict[Any, Kind] = {
     bool: Kind(bool | None, "", _as_it_is),
     int: Kind(int | None, "N", _as_it_is),
@@ -60,7 +52,7 @@ _KINDS: dict[Any, Kind] = {
     tuple[str, ...]: Kind(list[str] | None, "TEXT", tuple),
     tuple[int, ...]: Kind(list[int] | None, "ID", tuple),
 }
-_YAML_KIND = Kind(str | None, "YAML", _yaml)
+_YAML_KIND = Kind(str | None, "YAML", parse_yaml)
 
 
 def _kind(annotation: Any) -> Kind:
@@ -100,7 +92,7 @@ def with_sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         sampling = {name: kinds[name].parse(value) for name, value in given.items() if value not in (None, [])}
         return command(**options, sampling=sampling)
 
-    return _with_parameters(run, command, "sampling", added)
+    return with_parameters(run, command, "sampling", added)
 
 
 def _flag(name: str, default: Any) -> str:
@@ -117,7 +109,7 @@ def with_engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         engine = _engine_options(**{name: options.pop(name) for name in template.parameters})
         return command(**options, engine=engine)
 
-    return _with_parameters(run, command, "engine", list(template.parameters.values()))
+    return with_parameters(run, command, "engine", list(template.parameters.values()))
 
 
 def _engine(*flags: str, help: str, metavar: str | None = None) -> Any:
@@ -131,45 +123,43 @@ def _engine_options(
     max_seq_len: Annotated[int | None, _engine(help="Prompt and output together.")] = None,
     kv_tokens: Annotated[int | None, _engine(help="Tokens the KV cache holds.")] = None,
     threads: Annotated[int | None, _engine(help="Compute threads.")] = None,
+    kv_cache_dtype: Annotated[str | None, _engine(help="auto (as --dtype), float32, bfloat16 or float16.")] = None,
+    enable_chunked_prefill: Annotated[bool | None, _engine(help="Long prompts in pieces (on).")] = None,
     speculative: Annotated[str | None, _engine(help="Draft tokens with: ngram.")] = None,
-    draft_len: Annotated[int, _engine(help="Most draft tokens a step.")] = 4,
+    draft_len: Annotated[int | None, _engine(help="Most draft tokens a step (4).")] = None,
+    tokenizer: Annotated[str | None, _engine(help="Folder or hub id; else the model's own.")] = None,
+    revision: Annotated[str | None, _engine(help="Revision of the model on the hub.")] = None,
+    config: Annotated[
+        Path | None,
+        _engine("--config", "--extra-llm-api-options", metavar="FILE", help="YAML of LLM arguments; options go first."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         _engine("--set", metavar="PATH=VALUE", help="Any argument of LLM: --set scheduler_config.max_queue_size=8."),
     ] = None,
 ) -> dict[str, Any]:
-    """The keyword arguments of ``LLM`` that these options stand for; ``--set`` comes last and wins."""
+    """The keyword arguments of ``LLM`` that these options stand for: the file, options over it, ``--set`` over both."""
     plain = {
         "dtype": dtype,
         "max_batch_size": max_batch_size,
         "max_num_tokens": max_num_tokens,
         "max_seq_len": max_seq_len,
         "num_threads": threads,
+        "enable_chunked_prefill": enable_chunked_prefill,
+        "tokenizer": tokenizer,
+        "revision": revision,
     }
     arguments: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
-    if kv_tokens is not None:
-        arguments["kv_cache_config"] = {"max_tokens": kv_tokens}
+    cache = {name: value for name, value in (("max_tokens", kv_tokens), ("dtype", kv_cache_dtype)) if value is not None}
+    if cache:
+        arguments["kv_cache_config"] = cache
+    if speculative not in (None, "ngram"):
+        raise ConfigError(f"--speculative {speculative}: this version drafts with 'ngram' only")
     if speculative is not None:
-        if speculative != "ngram":
-            raise ConfigError(f"--speculative {speculative}: this version drafts with 'ngram' only")
-        arguments["speculative_config"] = {"max_draft_len": draft_len}
-    for setting in settings or ():
-        _put(arguments, setting)
-    return arguments
-
-
-def _put(arguments: dict[str, Any], setting: str) -> None:
-    """Sets ``a.b=value`` in nested dicts."""
-    path, equals, text = setting.partition("=")
-    names = path.strip().split(".")
-    if not equals or not all(names):
-        raise ConfigError(f"--set {setting}: write it as name=value or group.name=value")
-    node = arguments
-    for name in names[:-1]:
-        node = node.setdefault(name, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {setting}: {name!r} is already set to {node!r}, which has no parts")
-    node[names[-1]] = _yaml(text)
+        arguments["speculative_config"] = {"max_draft_len": 4 if draft_len is None else draft_len}
+    elif draft_len is not None:
+        raise ConfigError("--draft-len goes with --speculative; or --set speculative_config.max_draft_len=N")
+    return gather(config, arguments, settings or ())
 
 
 def sampling_params(given: Mapping[str, Any], **defaults: Any) -> SamplingParams:
@@ -198,8 +188,8 @@ def _parameter(name: str, annotation: Any, option: Any) -> inspect.Parameter:
     )
 
 
-def _with_parameters(
-    run: Callable[..., Any], command: Callable[..., Any], replaced: str, added: list[inspect.Parameter]
+def with_parameters(
+    run: Callable[..., Any], command: Callable[..., Any], replaced: str | None, added: list[inspect.Parameter]
 ) -> Callable[..., Any]:
     """``run`` with the name, text and signature of ``command``, its parameter ``replaced`` giving way to ``added``."""
     own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != replaced]

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from headrace.cli import console
+from headrace.cli.absent import with_absent_flags
 from headrace.cli.options import with_engine_options
+from headrace.cli.settings import merged
 from headrace.cli.start import launched
 from headrace.core.clock import SystemClock
-from headrace.core.errors import ConfigError
+from headrace.core.errors import ConfigError, RequestError
+
+if TYPE_CHECKING:
+    from headrace.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_QUEUE = 1024
 """Requests that may wait; without a limit a server under load answers everybody too late."""
+DEFAULT_RECORDS = 1000
 
 
+@with_absent_flags
 @with_engine_options
 def serve(
     model: Annotated[str, typer.Argument(help="Built-in name, folder, .gguf file or hub id.")],
@@ -26,15 +31,14 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
     served_model_name: Annotated[
-        str | None, typer.Option("--served-model-name", "--served_model_name", help="Its name in the API.")
+        str | None, typer.Option(help="Its name in the API; else the last part of MODEL.")
     ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(envvar="HEADRACE_API_KEY", help="Ask for this key; may be given several times."),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "--extra_llm_api_options", help="YAML file of LLM arguments; options go before it."),
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Jinja template in place of the model's own.")
     ] = None,
     max_body_mib: Annotated[int, typer.Option(min=1, max=1024, help="Largest body of a request, in MiB.")] = 8,
     request_timeout: Annotated[
@@ -47,14 +51,20 @@ def serve(
         float,
         typer.Option(min=0.1, metavar="S", help="Seconds a step may take; then the engine counts as stuck."),
     ] = 60.0,
+    perf_metrics_max_requests: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Records that /perf_metrics keeps (1000).")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings.")] = False,
     engine: dict[str, Any],
 ) -> None:
     """Serve a model over HTTP: completions, chat, statistics. SIGTERM ends it gently."""
-    arguments = merged(_read(config), engine)
-    arguments = merged({"scheduler_config": {"max_queue_size": DEFAULT_QUEUE}}, arguments)
+    arguments = merged({"scheduler_config": {"max_queue_size": DEFAULT_QUEUE}}, engine)
+    records = _records(perf_metrics_max_requests, arguments.pop("perf_metrics_max_requests", None))
+    template = None if chat_template is None else _template(chat_template)
     clock = SystemClock()
     with launched(model, arguments, heartbeat_limit, quiet=quiet, clock=clock) as (running, args):
+        if template is not None:
+            _use(template, running.tokenizer)
         from headrace.serve.engine import FrontedEngine
         from headrace.serve.options import ServeOptions
         from headrace.serve.server import Server
@@ -67,6 +77,7 @@ def serve(
             api_keys=tuple(api_key or ()),
             max_body_bytes=max_body_mib << 20,
             request_timeout=request_timeout,
+            perf_metrics_max_requests=records,
             drain_limit=drain_limit,
             heartbeat_limit=heartbeat_limit,
         )
@@ -78,26 +89,30 @@ def serve(
     raise typer.Exit(status)
 
 
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, group by group."""
-    result = dict(below)
-    for name, value in above.items():
-        base = result.get(name)
-        if isinstance(base, Mapping) and isinstance(value, Mapping):
-            value = merged(base, value)
-        result[name] = value
-    return result
-
-
-def _read(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
+def _template(given: str) -> str:
+    """Jinja source: the text of a file, or what was given if it is no file's name."""
+    if "{" in given:
+        return given
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {file}: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise ConfigError(f"--config {file}: expected a mapping of LLM arguments, found a {type(content).__name__}")
-    return content
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--chat-template {given}: {error}; give a file or the text of a template") from None
+
+
+def _use(template: str, tokenizer: Tokenizer | None) -> None:
+    if tokenizer is None:
+        raise ConfigError("--chat-template: the model was loaded without a tokenizer; leave it out")
+    try:
+        tokenizer.use_chat_template(template)
+    except RequestError as error:
+        raise ConfigError(f"--chat-template: {error}") from None
+
+
+def _records(flag: int | None, setting: Any) -> int:
+    """How many records to keep. In TensorRT-LLM's files the setting stands among the arguments of ``LLM``."""
+    value = flag if flag is not None else setting
+    if value is None:
+        return DEFAULT_RECORDS
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigError(f"perf_metrics_max_requests={value!r}: give a number from 0 on")
+    return value

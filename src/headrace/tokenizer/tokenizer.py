@@ -139,6 +139,12 @@ class Tokenizer:
                 self._compiled[source] = template
         return template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **kwargs)
 
+    def use_chat_template(self, source: str) -> None:
+        """Takes ``source`` in place of the model's own templates. Raises ``RequestError`` if it does not compile."""
+        template = ChatTemplate(source, self.special_tokens, self._now)
+        self._chat_templates = {"default": source}
+        self._compiled = {source: template}
+
     def _template_source(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
         templates = self._chat_templates
         if not templates:
