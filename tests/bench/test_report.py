@@ -38,6 +38,7 @@ def test_a_report_of_two_requests() -> None:
     assert report.decode_rate == 2.0
     assert report.to_first_token.p50 == 1.0
     assert report.to_first_token.p99 == 3.0
+    assert (report.whole.p50, report.whole.p99) == (2.5, 3.0)
 
 
 def test_the_roofline_counts_weights_once_and_the_cache_for_each() -> None:

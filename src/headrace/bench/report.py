@@ -36,6 +36,8 @@ class Report:
     """Prompt and output tokens a second."""
     to_first_token: Spread
     between_tokens: Spread
+    whole: Spread
+    """From submission to the last token."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -68,4 +70,5 @@ def summarise(timings: Sequence[Timing], concurrency: int) -> Report:
         total_rate=(prompt + output) / seconds,
         to_first_token=spread([one.to_first_token for one in timings]),
         between_tokens=spread(gaps),
+        whole=spread([one.end - one.submitted for one in timings]),
     )

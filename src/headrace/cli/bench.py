@@ -11,9 +11,11 @@ from rich.progress import Progress, TextColumn
 
 from headrace.bench.load import Timing, random_prompts, run_load
 from headrace.bench.machine import read_bandwidth, read_machine
-from headrace.bench.report import Report, Spread, summarise
+from headrace.bench.report import Report, summarise
 from headrace.bench.roofline import Roofline
 from headrace.cli import console
+from headrace.cli.bench_parts import Json, Model, OutputLen, PromptFile, PromptLen, Seed, report_rows, report_table
+from headrace.cli.bench_serve import bench_serve
 from headrace.cli.options import DEFAULT_MODEL, with_engine_options
 from headrace.cli.prompts import read_prompts
 from headrace.cli.start import started
@@ -24,16 +26,7 @@ from headrace.core.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from headrace.llm import LLM
 
-bench = typer.Typer(
-    name="bench", help="Measure throughput or latency of a model on this machine.", no_args_is_help=True
-)
-
-_Model = Annotated[str, typer.Argument(help="Built-in name, folder, .gguf file or hub id.")]
-_PromptLen = Annotated[int, typer.Option(min=1, help="Tokens of each random prompt.")]
-_OutputLen = Annotated[int, typer.Option(min=2, help="Tokens generated for each request.")]
-_PromptFile = Annotated[Path | None, typer.Option(help="Real prompts, one a line, in place of random ones.")]
-_Seed = Annotated[int, typer.Option(help="Seed of the random prompts.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+bench = typer.Typer(name="bench", help="Measure a model on this machine, or a server.", no_args_is_help=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,15 +43,15 @@ class Plan:
 
 @with_engine_options
 def throughput(
-    model: _Model = DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     *,
     requests: Annotated[int, typer.Option(min=1, help="Requests in all.")] = 16,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
-    prompt_len: _PromptLen = 128,
-    output_len: _OutputLen = 64,
-    prompt_file: _PromptFile = None,
-    seed: _Seed = 0,
-    json: _Json = False,
+    prompt_len: PromptLen = 128,
+    output_len: OutputLen = 64,
+    prompt_file: PromptFile = None,
+    seed: Seed = 0,
+    json: Json = False,
     engine: dict[str, Any],
 ) -> None:
     """Several requests at a time: tokens a second in all."""
@@ -67,14 +60,14 @@ def throughput(
 
 @with_engine_options
 def latency(
-    model: _Model = DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     *,
     requests: Annotated[int, typer.Option(min=1, help="Requests in all.")] = 5,
-    prompt_len: _PromptLen = 128,
-    output_len: _OutputLen = 64,
-    prompt_file: _PromptFile = None,
-    seed: _Seed = 0,
-    json: _Json = False,
+    prompt_len: PromptLen = 128,
+    output_len: OutputLen = 64,
+    prompt_file: PromptFile = None,
+    seed: Seed = 0,
+    json: Json = False,
     engine: dict[str, Any],
 ) -> None:
     """One request at a time: time to the first token, and between tokens."""
@@ -83,6 +76,7 @@ def latency(
 
 bench.command()(throughput)
 bench.command()(latency)
+bench.command("serve")(bench_serve)
 
 
 def _run(model: str, plan: Plan, engine: dict[str, Any], *, as_json: bool) -> None:
@@ -162,24 +156,9 @@ def _document(model: str, config: dict[str, Any], machine: Any, report: Report, 
     }
 
 
-def _spread(spread: Spread) -> tuple[str, str]:
-    """The median, and what is beyond it, in milliseconds."""
-    return f"{spread.p50 * 1e3:.1f} ms", f"p90 {spread.p90 * 1e3:.1f}, p99 {spread.p99 * 1e3:.1f}"
-
-
 def _print(report: Report, roofline: Roofline) -> None:
     out = console.out()
-    table = console.table("", "", "")
-    table.show_header = False
-    table.add_row("requests", f"{report.requests}, {report.concurrency} at a time", "")
-    table.add_row(
-        "tokens", f"{report.prompt_tokens} in, {report.output_tokens} out", f"{report.cached_tokens} from the cache"
-    )
-    table.add_row("output", f"{report.output_rate:.1f} tokens/s", "prefill included")
-    table.add_row("one sequence", f"{report.decode_rate:.1f} tokens/s", "after its first token")
-    table.add_row("in and out", f"{report.total_rate:.1f} tokens/s", "")
-    table.add_row("first token", *_spread(report.to_first_token))
-    table.add_row("next token", *_spread(report.between_tokens))
+    table = report_table(report_rows(report))
     sequences, context = _running(report), _mean_context(report)
     limit = roofline.tokens_per_second(sequences, context)
     reached = report.decode_rate * sequences / limit
