@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # features looks a model up without loading it; doctor asks for the memory that the engine would plan with.
     "cli": (
         *("core", "weights", "tokenizer", "engine.results", "engine.engine", "engine.launch", "llm", "bench", "eval", "serve"),
-        *("models.registry", "layers.base", "ops.table", "runner.memory"),
+        *("models.registry", "layers.base", "ops.table", "ops.native.core", "runner.memory"),
     ),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class Machine:
     """Limit of the control group; None: no limit below the machine's memory."""
     huge_pages: str | None
     """Transparent huge pages: always, madvise or never; None: not known."""
+    open_files: int | None
+    """Files and connections that this process may have open at once (the soft limit); None: any number."""
 
 
 def read_machine(root: Path = Path("/")) -> Machine:
@@ -65,6 +68,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
     known = _ARM if architecture in ("aarch64", "arm64") else _X86
     memory = _meminfo(root)["MemTotal"]
     limit = _smallest(limits(root, "memory", "memory.max", "memory.limit_in_bytes"))
+    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Machine(
         cpu=info.get("model name") or info.get("Model") or architecture,
         architecture=architecture,
@@ -75,6 +79,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
         memory=memory,
         memory_limit=limit if limit is not None and limit < memory else None,
         huge_pages=_huge_pages(root),
+        open_files=None if open_files == resource.RLIM_INFINITY else open_files,
     )
 
 
