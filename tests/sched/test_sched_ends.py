@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from scenes import FOREVER, rig, run_until_preempted, text, turn
 from sim_rig import Rig
@@ -105,7 +106,7 @@ def test_an_error_in_the_worker_ends_that_request_only() -> None:
     built.submit(text(10, 2), 5, **FOREVER)
     plan = built.scheduler.plan()
     result = built.executor.submit(plan).result()
-    spoiled = replace(result.results[0], tokens=(), error="token 3 has logits that are not numbers")
+    spoiled = msgspec.structs.replace(result.results[0], tokens=(), error="token 3 has logits that are not numbers")
     built._take(built.scheduler.apply(replace(result, results=(spoiled, result.results[1]))))
     assert built.outputs[0, 0].finish is FinishReason.ERROR
     assert "not numbers" in str(built.outputs[0, 0].last.error)

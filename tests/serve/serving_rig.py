@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,3 +114,34 @@ def slowed(llm: LLM, seconds: float) -> Iterator[None]:
         yield
     finally:
         del worker.execute
+
+
+@contextmanager
+def command(
+    folder: Path, *options: str, launcher: Sequence[str] = ("-m", "headrace.cli.main")
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`headrace serve` as a process of its own, and its address."""
+    words = [*launcher, "serve", str(folder), "--port", "0", "--served-model-name", NAME]
+    extra = ["--threads", "1", "--set", "load_format=dummy", *options]
+    process = subprocess.Popen([sys.executable, *words, *extra], stderr=subprocess.PIPE, text=True)
+    said = []
+    try:
+        url = None
+        for line in process.stderr:
+            said.append(line)
+            if found := re.search(r"http://\S+", line):
+                url = found.group()
+                break
+        assert url, f"the server did not start: {said}"
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.005)

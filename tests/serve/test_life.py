@@ -5,34 +5,23 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from serving_rig import NAME, Running, slowed
+from serving_rig import NAME, Running, command, slowed, wait_for
 
 from headrace.core.errors import EngineDeadError
 
 LONG = {"prompt": "a", "max_tokens": 1500, "ignore_eos": True}
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.005)
 
 
 # Hanging up.
@@ -238,26 +227,6 @@ def test_a_stuck_loop_ends_the_server_and_an_idle_one_does_not(serve: Any) -> No
 
 
 # The command.
-
-
-@contextmanager
-def command(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`headrace serve` as a process of its own, and its address."""
-    words = ["-m", "headrace.cli.main", "serve", str(folder), "--port", "0", "--served-model-name", NAME]
-    extra = ["--threads", "1", "--set", "load_format=dummy", *options]
-    process = subprocess.Popen([sys.executable, *words, *extra], stderr=subprocess.PIPE, text=True, env={**os.environ})
-    try:
-        url = None
-        for line in process.stderr:
-            if found := re.search(r"http://\S+", line):
-                url = found.group()
-                break
-        assert url, "the server did not start"
-        yield process, url
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
 
 
 def test_sigterm_drains_and_exits_with_zero(folder: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from headrace.tokenizer.tokenizer import Tokenizer
 
 from .backend import Backend
 from .results import Mailbox, OutputEvent, RequestOutput
-from .text import DecodedText, NoText, TextStream
+from .text import DecodedText, NoText, StoppedText, TextStream
 
 _USUAL_PRIORITY = 0.5
 
@@ -136,13 +136,17 @@ class Front:
 
     def deliver(self, updates: list[SequenceUpdate]) -> None:
         """Takes the news of a step: decodes, cuts at stop strings, and posts to the outputs."""
-        by_request: dict[int, list[OutputEvent]] = {}
+        news: dict[int, list[OutputEvent]] = {}
         for update in updates:
             live = self._live.get(update.request_id)
             if live is None or update.index not in live.open:
                 continue
-            by_request.setdefault(update.request_id, []).append(self._event(live, update))
-        for request_id, events in by_request.items():
+            event = self._event(live, update)
+            if update.request_id in news:
+                news[update.request_id].append(event)
+            else:
+                news[update.request_id] = [event]
+        for request_id, events in news.items():
             live = self._live[request_id]
             if not live.open:
                 with self._lock:
@@ -197,7 +201,8 @@ class Front:
     def _stream(self, request: Request) -> TextStream:
         if self._tokenizer is None or not request.sampling.detokenize:
             return NoText()
-        return DecodedText(request, self._tokenizer)
+        kind = StoppedText if request.sampling.stop else DecodedText
+        return kind(request, self._tokenizer)
 
     def _encode(self, prompt: str, sampling: SamplingParams) -> tuple[int, ...]:
         if self._tokenizer is None:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from headrace.core.clock import SystemClock
 from headrace.core.config import LlmArgs
 from headrace.core.phases import Phases
 
 from .engine import Engine
 from .find import check_features, find_model, find_tokenizer
-from .remote import RemoteBackend
+from .remote import ENGINE, RemoteBackend
 
 
-def launch_engine(args: LlmArgs, heartbeat_limit: float) -> Engine:
+def launch_engine(args: LlmArgs, heartbeat_limit: float, command: Sequence[str] = ENGINE) -> Engine:
     """As ``build.build_engine``, and raises the same. To be connected to an event loop before it is used.
 
-    ``heartbeat_limit``: the age in seconds at which the engine's heartbeat will be found too old.
+    ``heartbeat_limit``: the age in seconds at which the engine's heartbeat will be found too old. ``command``: what
+    runs as that process.
     """
     clock = SystemClock()
     phases = Phases(clock)
     check_features(args)
     path = find_model(args, phases)
     settings = args.model_dump(mode="json", exclude={"tokenizer", "tokenizer_revision", "revision"})
-    backend = RemoteBackend.spawn(settings | {"model": str(path)}, clock, heartbeat_limit)
+    backend = RemoteBackend.spawn(settings | {"model": str(path)}, clock, heartbeat_limit, command)
     try:
         # While the other process imports torch.
         tokenizer = find_tokenizer(args, path, phases)

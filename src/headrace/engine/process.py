@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -100,6 +101,9 @@ class _Process:
             trace = "" if isinstance(error, HeadraceError) else traceback.format_exc()
             self._send(wire.Failed(wire.fault_of(error, trace)))
             return self._await_parent()
+        # What has been built stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         backend.start(self._deliver, lambda error: None, lambda error: self._send(wire.Dead(str(error))))
         self._send(wire.Ready(report))
         return self._serve(backend, first.beat)

@@ -105,14 +105,17 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._events: deque[OutputEvent] = deque()
-        self._ready = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)
+        self._n_blocked = 0
         self._waiter: asyncio.Future[None] | None = None
 
     def post(self, events: list[OutputEvent]) -> None:
         """Called in any thread; never blocks on the reader."""
-        with self._ready:
+        with self._lock:
             self._events.extend(events)
-            self._ready.notify()
+            if self._n_blocked:
+                self._ready.notify()
             waiter, self._waiter = self._waiter, None
         if waiter is None:
             return
@@ -124,15 +127,19 @@ class Mailbox:
 
     def take(self, timeout: float | None) -> list[OutputEvent]:
         """All events there are; waits for the first. Raises ``TimeoutError``."""
-        with self._ready:
-            if not self._ready.wait_for(lambda: self._events, timeout):
-                raise TimeoutError(f"no result within {timeout} seconds")
+        with self._lock:
+            self._n_blocked += 1
+            try:
+                if not self._ready.wait_for(lambda: self._events, timeout):
+                    raise TimeoutError(f"no result within {timeout} seconds")
+            finally:
+                self._n_blocked -= 1
             return self._drain()
 
     async def take_async(self) -> list[OutputEvent]:
         """As ``take``, in a coroutine."""
         while True:
-            with self._ready:
+            with self._lock:
                 if self._events:
                     return self._drain()
                 self._waiter = waiter = asyncio.get_running_loop().create_future()
@@ -188,7 +195,12 @@ class RequestOutput:
     @property
     def finished(self) -> bool:
         """True when every output has ended (as far as this object has been read)."""
-        return self.error is not None or all(output.finish_reason is not None for output in self.outputs)
+        if self.error is not None:
+            return True
+        for output in self.outputs:  # noqa: SIM110  asked at every step: a generator costs more than the loop
+            if output.finish_reason is None:
+                return False
+        return True
 
     @property
     def cached_tokens(self) -> int:
@@ -230,8 +242,13 @@ class RequestOutput:
         if not self._streaming:
             yield await self.aresult()
         while not self.finished:
-            self._step(await self._mailbox.take_async())
+            await self.step()
             yield self
+
+    async def step(self) -> None:
+        """Waits for the next step of a request that has not finished: what a turn of ``async for`` does. Raises the
+        request's own error."""
+        self._step(await self._mailbox.take_async())
 
     def _step(self, events: list[OutputEvent]) -> None:
         for output in self.outputs:

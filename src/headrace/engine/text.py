@@ -40,15 +40,36 @@ class NoText:
 
 
 class DecodedText:
-    """Decodes token by token, so that a stop string cuts the output at the very token that completes it."""
+    """Decodes all that an update brings. For outputs that no text ends."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         sampling = request.sampling
         self._detokenizer = Detokenizer(tokenizer, sampling.skip_special_tokens, sampling.spaces_between_special_tokens)
-        self._checker = StopStringChecker(sampling.stop or (), sampling.include_stop_str_in_output)
-        self._min_tokens = sampling.min_tokens or 0
         self._stop_ids = request.stop_ids
         self._show_stop_token = sampling.include_stop_str_in_output
+
+    def push(self, update: SequenceUpdate) -> TextStep:
+        text = self._detokenizer.push(self._visible(update))
+        if update.finish_reason is not None:
+            text += self._detokenizer.flush()
+        return TextStep(text, len(update.tokens))
+
+    def _visible(self, update: SequenceUpdate) -> tuple[int, ...]:
+        """The tokens whose text shows: not the stop or end token that ended the output."""
+        ended_by_token = update.finish_reason is FinishReason.STOP and update.tokens
+        if ended_by_token and not self._show_stop_token and update.tokens[-1] in self._stop_ids:
+            return update.tokens[:-1]
+        return update.tokens
+
+
+class StoppedText(DecodedText):
+    """Decodes token by token, so that a stop string cuts the output at the very token that completes it."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        super().__init__(request, tokenizer)
+        sampling = request.sampling
+        self._checker = StopStringChecker(sampling.stop or (), sampling.include_stop_str_in_output)
+        self._min_tokens = sampling.min_tokens or 0
         self._n_tokens = 0
 
     def push(self, update: SequenceUpdate) -> TextStep:
@@ -70,10 +91,3 @@ class DecodedText:
                 return TextStep("".join(pieces), len(update.tokens), stop)
             pieces.append(self._checker.flush())
         return TextStep("".join(pieces), len(update.tokens))
-
-    def _visible(self, update: SequenceUpdate) -> tuple[int, ...]:
-        """The tokens whose text shows: not the stop or end token that ended the output."""
-        ended_by_token = update.finish_reason is FinishReason.STOP and update.tokens
-        if ended_by_token and not self._show_stop_token and update.tokens[-1] in self._stop_ids:
-            return update.tokens[:-1]
-        return update.tokens

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+
+import msgspec
 
 from headrace.engine.results import CompletionOutput, RequestOutput
 
 from .job import Job
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """News of one output. ``one.text_diff`` and its like hold it, until the next delta is asked for."""
 
     index: int
@@ -31,10 +31,11 @@ async def deltas(job: Job) -> AsyncIterator[Delta]:
     shows_ids = not job.sampling.detokenize
     async for which, output in job.steps():
         for one in output.outputs:
-            index = which * job.sampling.n + one.index
             is_last = one.finish_reason is not None
-            shown = is_last or one.text_diff or one.logprobs_diff or (shows_ids and one.token_ids_diff)
-            if index in ended or not shown:
+            if not (is_last or one.text_diff or one.logprobs_diff or (shows_ids and one.token_ids_diff)):
+                continue
+            index = which * job.sampling.n + one.index
+            if index in ended:
                 continue
             yield Delta(index, which, output, one, index not in begun, is_last)
             begun.add(index)

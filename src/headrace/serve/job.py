@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Self
 
 from headrace.core.errors import EngineDeadError
@@ -85,21 +85,18 @@ class Job:
         async for _ in self.steps():
             pass
 
-    async def steps(self) -> AsyncIterator[tuple[int, RequestOutput]]:
+    def steps(self) -> AsyncIterator[tuple[int, RequestOutput]]:
         """(which prompt, its output) after every step that moved it; ``text_diff`` and its like are what is new."""
-        steps = self._one() if len(self.outputs) == 1 else self._many()
-        async with contextlib.aclosing(steps):
-            async for which, output in steps:
-                if any(one.finish_reason == "cancelled" for one in output.outputs):
-                    raise ApiError(503, _SHUTTING_DOWN, code="shutting_down")
-                yield which, output
+        return self._one(self.outputs[0]) if len(self.outputs) == 1 else self._many()
 
-    async def _one(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    async def _one(self, output: RequestOutput) -> AsyncIterator[tuple[int, RequestOutput]]:
         """The usual case, without a task for every step."""
-        async for output in self.outputs[0]:
+        while not output.finished:
+            await output.step()
+            _refuse_cancelled(output)
             yield 0, output
 
-    async def _many(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    async def _many(self) -> AsyncIterator[tuple[int, RequestOutput]]:
         turns = [aiter(output) for output in self.outputs]
         pending = {asyncio.ensure_future(anext(turn, None)): which for which, turn in enumerate(turns)}
         try:
@@ -110,6 +107,7 @@ class Job:
                     output = task.result()
                     if output is None:
                         continue
+                    _refuse_cancelled(output)
                     yield which, output
                     # Asked again only now: a turn of the loop forgets what was new in the one before.
                     pending[asyncio.ensure_future(anext(turns[which], None))] = which
@@ -118,3 +116,9 @@ class Job:
                 if not task.cancel() and not task.cancelled():
                     # It has failed together with the one that is being raised: asked for, so that nobody logs it.
                     task.exception()
+
+
+def _refuse_cancelled(output: RequestOutput) -> None:
+    for one in output.outputs:
+        if one.finish_reason == "cancelled":
+            raise ApiError(503, _SHUTTING_DOWN, code="shutting_down")

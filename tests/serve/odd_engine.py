@@ -1,0 +1,50 @@
+"""`headrace serve` over an engine process that can be made to stick: run by the tests as a program.
+
+odd_engine.py serve ...         the command, its engine being this file
+odd_engine.py FOLDER NUMBER     that engine; SIGUSR1 makes its worker never come back, SIGUSR2 its loop
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import threading
+from typing import Any
+
+from headrace.core.phases import Phases
+from headrace.engine import launch
+from headrace.engine.process import build_model, main
+
+FOREVER = threading.Event()
+
+
+def build(settings: dict[str, Any], phases: Phases) -> Any:
+    backend, report = build_model(settings, phases)
+    worker, recorder = backend.executor._worker, backend._stats
+    execute, observe = worker.execute, recorder.observe
+    stuck = {"worker": False, "loop": False}
+
+    def slow(plan: Any) -> Any:
+        FOREVER.wait(None if stuck["worker"] else 0.01)
+        return execute(plan)
+
+    def seen(plan: Any, result: Any) -> None:
+        if stuck["loop"]:
+            FOREVER.wait()
+        observe(plan, result)
+
+    worker.execute, recorder.observe = slow, seen
+    signal.signal(signal.SIGUSR1, lambda *_: stuck.update(worker=True))
+    signal.signal(signal.SIGUSR2, lambda *_: stuck.update(loop=True))
+    return backend, report
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        launch.launch_engine = functools.partial(launch.launch_engine, command=(sys.executable, __file__))
+        from headrace.cli.main import app
+
+        app()
+    else:
+        main(build)
