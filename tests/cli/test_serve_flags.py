@@ -90,6 +90,7 @@ def test_absent_flags_are_not_in_the_help(command: Command) -> None:
         (("--set", "perf_metrics_max_requests=-1"), "perf_metrics_max_requests"),
         (("--chat-template", "nowhere.jinja"), "nowhere.jinja"),
         (("--port", "70000"), "65535"),
+        (("--api-key", "a", "--api-key", " "), "empty key"),
         (("--config", "nowhere.yaml"), "nowhere.yaml"),
     ],
 )

@@ -52,6 +52,17 @@ def test_a_request_that_waits_is_scheduled_later(folder: Path) -> None:
     assert second.first_scheduled_time > first.first_token_time
 
 
+def test_a_newcomer_changes_nothing_in_the_times_of_who_runs(folder: Path) -> None:
+    with make(folder) as llm:
+        params = SamplingParams(max_tokens=200, end_id=-1)
+        running = llm.generate_async([5, 6], params, streaming=True)
+        next(iter(running))
+        late = llm.generate_async([7, 8], SamplingParams(max_tokens=2, end_id=-1)).result(20)
+        first, second = (one.result(20).outputs[0].request_perf_metrics for one in (running, late))
+    assert first.last_token_time > second.first_token_time, "they have not run together"
+    assert first.first_scheduled_time < first.first_token_time < second.first_scheduled_time
+
+
 def test_drafts_are_counted_for_each_request(folder: Path) -> None:
     with make(folder, speculative_config=NGramDecodingConfig(max_draft_len=3)) as llm:
         params = SamplingParams(max_tokens=100, end_id=-1)

@@ -178,6 +178,17 @@ def test_a_body_may_not_be_too_large(serve: object) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_what_can_never_fit_into_the_cache_is_refused_at_once(serve: object, stream: bool) -> None:
+    with serve(kv_cache_config={"max_tokens": 64}) as running:
+        body = {"prompt": "a" * 60, "max_tokens": 60, "stream": stream}
+        error = error_of(running.post("/v1/completions", body), 400)
+        assert error["code"] == "context_length_exceeded"
+        assert "64" in error["message"]
+        assert running.post("/v1/completions", TEXT).status_code == 200
+        running.idle()
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_full_queue_is_a_429(serve: object, stream: bool) -> None:
     engine = {"max_batch_size": 1, "scheduler_config": SchedulerConfig(max_queue_size=1)}
     with serve(**engine) as running, slowed(running.llm, 0.02):

@@ -60,6 +60,8 @@ def serve(
     """Serve a model over HTTP: completions, chat, statistics. SIGTERM ends it gently."""
     arguments = merged({"scheduler_config": {"max_queue_size": DEFAULT_QUEUE}}, engine)
     records = _records(perf_metrics_max_requests, arguments.pop("perf_metrics_max_requests", None))
+    if any(not key.strip() for key in api_key or ()):
+        raise ConfigError("--api-key: an empty key would let everybody in; give one with letters, or none")
     template = None if chat_template is None else _template(chat_template)
     clock = SystemClock()
     with launched(model, arguments, heartbeat_limit, quiet=quiet, clock=clock) as (running, args):
