@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -12,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from headrace.bench.load import Timing
+from headrace.bench.report import summarise
+from headrace.cli import console
 from headrace.cli.bench_serve import Plan, _lengths
 
 Command = Callable[..., Any]
@@ -95,6 +99,14 @@ def test_a_wrong_key_is_said(command: Command, address: str) -> None:
     done = command("bench", "serve", "--url", address, "--api-key", "wrong")
     assert done.exit_code == 1
     assert "HTTP 401 invalid_api_key" in done.stderr
+
+
+def test_what_has_no_number_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+    report = summarise([Timing(0.0, 1, arrivals=[(1.0, 1)])], 1)
+    console.print_json(dataclasses.asdict(report))
+    shown = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert shown["between_tokens"] == {"p50": None, "p90": None, "p99": None}
+    assert shown["to_first_token"]["p50"] == 1.0
 
 
 def test_lengths_are_spread_evenly_and_repeat() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -47,7 +48,15 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document, indented, on stdout."""
+    """One JSON document, indented, on stdout. A number that is none is null: JSON has no other word for it."""
     import json
 
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
