@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serving_rig import NAME, Running, command, slowed, wait_for
+from serving_rig import NAME, Running, command, crowd, slowed, wait_for
 
 from headrace.core.errors import EngineDeadError
 
@@ -67,43 +67,12 @@ def test_hanging_up_while_waiting_in_the_queue(serve: Any) -> None:
         running.idle()
 
 
-async def _clients(running: Running, chance: random.Random) -> tuple[int, int]:
-    """16 clients, a third of which hang up at random points: (whole answers, hung up)."""
-    client = openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="-", max_retries=0, timeout=60)
-    plans = [(chance.random() < 0.5, chance.uniform(0.0, 0.4) if which % 3 == 0 else None) for which in range(16)]
-
-    async def one(which: int, stream: bool) -> int:
-        body = {"model": NAME, "max_tokens": 40, "seed": which, "n": 1 + which % 2}
-        body["extra_body"] = {"ignore_eos": True}
-        if which % 4 < 2:
-            messages = [{"role": "user", "content": f"say {which}"}]
-            answer = await client.chat.completions.create(messages=messages, stream=stream, **body)
-        else:
-            answer = await client.completions.create(prompt=["say", "it"], stream=stream, **body)
-        if not stream:
-            return answer.usage.completion_tokens
-        return sum([1 async for chunk in answer if chunk.choices and chunk.choices[0].finish_reason])
-
-    async def run(which: int) -> bool:
-        stream, patience = plans[which]
-        try:
-            async with asyncio.timeout(patience):
-                assert await one(which, stream) > 0
-        except TimeoutError:
-            return False
-        return True
-
-    done = await asyncio.gather(*(run(which) for which in range(16)))
-    await client.close()
-    return sum(done), len(done) - sum(done)
-
-
 def test_sixteen_clients_of_which_a_third_hang_up(tiny: Running) -> None:
     chance = random.Random(5)
     gone = 0
     with slowed(tiny.llm, 0.004):
         for _ in range(3):
-            whole, hung_up = asyncio.run(_clients(tiny, chance))
+            whole, hung_up = asyncio.run(crowd(tiny, NAME, 16, (40, 40), 0.4, chance))
             assert whole >= 10
             gone += hung_up
             tiny.idle()
@@ -216,10 +185,8 @@ def test_a_stuck_loop_ends_the_server_and_an_idle_one_does_not(serve: Any) -> No
         with slowed(running.llm, 1.0):
             request = running.llm.generate_async("a")
             assert running.get("/health").status_code == 200
-            time.sleep(0.6)
-            answer = running.get("/health")
-            assert answer.status_code == 503
-            assert "not turned" in answer.json()["error"]["message"]
+            wait_for(lambda: running.get("/health").status_code == 503, 1.0)
+            assert "not turned" in running.get("/health").json()["error"]["message"]
             with pytest.raises(EngineDeadError, match="not turned"):
                 request.result(1)
             running.thread.join(1.0)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
-from serving_rig import Running, served
+from serving_rig import Running, crowd, served_apart
 
 from project import ROOT
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    with served(Path("smollm2"), {"model_name": "smollm2"}, load_format="auto") as running:
+    with served_apart(Path("smollm2"), {"model_name": "smollm2"}, load_format="auto") as running:
         yield running
 
 
@@ -54,3 +55,12 @@ def test_sixteen_conversations_at_once_equal_one_alone(running: Running) -> None
     )
     assert alone.choices[0].message.content == texts[3]
     running.idle()
+
+
+def test_thirty_two_clients_of_which_a_third_hang_up(running: Running) -> None:
+    whole, gone = asyncio.run(crowd(running, "smollm2", 32, (4, 8), 1.0, random.Random(8)))
+    assert whole >= 21
+    assert gone >= 6
+    running.idle()
+    assert running.ask("stats")[-1]["witnesses"]["cancelled"] >= gone
+    assert running.post("/v1/completions", {"prompt": "One, two,", "max_tokens": 2}).status_code == 200
