@@ -12,7 +12,9 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
+void bind_linear(nanobind::module_& m);
 void bind_norm(nanobind::module_& m);
+void bind_roofline(nanobind::module_& m);
 void bind_tape(nanobind::module_& m);
 
 }  // namespace headrace

@@ -2,11 +2,25 @@
 // into ranges and hands them to the pool.
 #pragma once
 
+#include "kernels/linear_args.h"
 #include "kernels/norm_args.h"
 
 namespace headrace {
 
+struct LinearKernels {
+    int64_t tile_rows;      // rows of a block at most
+    int64_t x_unit_bytes;   // of a packed unit of x
+    void (*pack_x)(const Linear&, int64_t first_row, int64_t last_row, void* packed);
+    void (*run)(const Linear&, const void* x_packed, const RowBlocks& blocks, int64_t first_block, int64_t last_block,
+                int64_t first_panel, int64_t last_panel);
+};
+
 struct KernelTable {
+    float (*read_all)(const void* memory, int64_t bytes);
+    int64_t (*multiply_all_f32)(int64_t turns, float guard);
+    int64_t (*multiply_all_bf16)(int64_t turns, float guard);
+    LinearKernels linear_f32;
+    LinearKernels linear_bf16;
     void (*rms_norm_f32)(const RmsNorm&, int64_t first_row, int64_t last_row);
     void (*rms_norm_bf16)(const RmsNorm&, int64_t first_row, int64_t last_row);
 };

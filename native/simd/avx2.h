@@ -23,6 +23,11 @@ struct Vec {
         std::memcpy(part, p, sizeof(bf16) * n);
         return load(part);
     }
+    // The first, or the second, of 8 pairs.
+    static Vec lower_of_pairs(const bf16* p) { return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs(p), 16))}; }
+    static Vec upper_of_pairs(const bf16* p) {
+        return {_mm256_castsi256_ps(_mm256_and_si256(pairs(p), _mm256_set1_epi32(int(0xffff0000u))))};
+    }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
     void store(bf16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), rounded()); }
     void store(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
@@ -48,6 +53,7 @@ struct Vec {
     }
 
   private:
+    static __m256i pairs(const bf16* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     static __m256i mask(int n) {
         return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }
@@ -65,6 +71,9 @@ struct Vec {
         return _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1));
     }
 };
+
+// Rows of a tile of a product: 12 sums of the 16 registers.
+constexpr int tile_rows = 3;
 
 }  // namespace
 }  // namespace headrace

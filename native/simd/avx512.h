@@ -58,5 +58,8 @@ struct Vec {
     }
 };
 
+// Rows of a tile of a product: 24 sums of the 32 registers.
+constexpr int tile_rows = 12;
+
 }  // namespace
 }  // namespace headrace

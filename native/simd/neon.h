@@ -21,6 +21,11 @@ struct Vec {
     // The first n values, zero behind them; nothing past them is read.
     static Vec load(const float* p, int n) { return load_part(p, n); }
     static Vec load(const bf16* p, int n) { return load_part(p, n); }
+    // The first, or the second, of 4 pairs.
+    static Vec lower_of_pairs(const bf16* p) { return {vreinterpretq_f32_u32(vshlq_n_u32(pairs(p), 16))}; }
+    static Vec upper_of_pairs(const bf16* p) {
+        return {vreinterpretq_f32_u32(vandq_u32(pairs(p), vdupq_n_u32(0xffff0000u)))};
+    }
     void store(float* p) const { vst1q_f32(p, v); }
     void store(bf16* p) const { vst1_u16(reinterpret_cast<uint16_t*>(p), rounded()); }
     void store(float* p, int n) const { store_part(p, n); }
@@ -41,6 +46,9 @@ struct Vec {
     }
 
   private:
+    static uint32x4_t pairs(const bf16* p) {
+        return vreinterpretq_u32_u16(vld1q_u16(reinterpret_cast<const uint16_t*>(p)));
+    }
     template <class T>
     static Vec load_part(const T* p, int n) {
         T part[lanes] = {};
@@ -62,6 +70,9 @@ struct Vec {
         return vmovn_u32(vbslq_u32(vceqq_f32(v, v), even, quiet));
     }
 };
+
+// Rows of a tile of a product: 24 sums of the 32 registers.
+constexpr int tile_rows = 3;
 
 }  // namespace
 }  // namespace headrace

@@ -1,0 +1,119 @@
+// Products of rows with a packed weight. Every tile runs over all of k, so that each output is one chain of additions in
+// the order of k, whatever the height of the tile.
+#pragma once
+
+#include "kernels/linear_args.h"
+#include "simd/dot.h"
+
+namespace headrace {
+namespace {
+
+constexpr int panel_vecs = int(panel_outputs) / Vec::lanes;
+constexpr int64_t prefetch_bytes = 1024;
+
+// x packed for a block of rows: for each unit of k the values of all its rows, as the level's Dot wants them.
+template <class T>
+void pack_x(const Linear& job, int64_t first_row, int64_t last_row, void* packed) {
+    using D = Dot<T>;
+    const int64_t rows = last_row - first_row, units = units_of(job.k, D::dtype), whole = job.k / D::values;
+    for (int64_t row = 0; row < rows; ++row) {
+        const T* x = static_cast<const T*>(job.x) + (first_row + row) * job.x_stride;
+        char* to = static_cast<char*>(packed) + row * D::x_bytes;
+        for (int64_t unit = 0; unit < whole; ++unit) D::put(x + unit * D::values, to + unit * rows * D::x_bytes);
+        if (whole < units) {
+            const T last[2] = {x[job.k - 1], T{}};
+            D::put(last, to + whole * rows * D::x_bytes);
+        }
+    }
+}
+
+template <class D, int rows>
+struct Tile {
+    Vec sums[rows][panel_vecs];
+
+    // Sums from zero over `units` units.
+    inline __attribute__((always_inline)) void run(const char* w, const char* x, int64_t units) {
+        for (int r = 0; r < rows; ++r)
+            for (int v = 0; v < panel_vecs; ++v) sums[r][v] = Vec::zero();
+#pragma GCC unroll 2
+        for (int64_t unit = 0; unit < units; ++unit) {
+            for (int64_t line = 0; line < panel_outputs * unit_bytes; line += 64)
+                __builtin_prefetch(w + prefetch_bytes + line);
+            D::template step<rows, panel_vecs>(w, x, sums);
+            w += panel_outputs * unit_bytes;
+            x += rows * D::x_bytes;
+        }
+    }
+
+    void add(const Tile& other) {
+        for (int r = 0; r < rows; ++r)
+            for (int v = 0; v < panel_vecs; ++v) sums[r][v] = sums[r][v] + other.sums[r][v];
+    }
+
+    // w and x start at the panel and at the block of rows.
+    void run(const char* w, const char* x, int64_t units, int64_t segments) {
+        if (segments == 1) return run(w, x, units);
+        const int64_t each = units / 4, w_step = each * panel_outputs * unit_bytes, x_step = each * rows * D::x_bytes;
+        Tile second;
+        run(w, x, each);
+        second.run(w + w_step, x + x_step, each);
+        add(second);
+        Tile third;
+        third.run(w + 2 * w_step, x + 2 * x_step, each);
+        second.run(w + 3 * w_step, x + 3 * x_step, each);
+        third.add(second);
+        add(third);
+    }
+
+    template <class T, class Y>
+    void store(const Linear& job, Y* y, int64_t panel) const {
+        for (int v = 0; v < panel_vecs; ++v) {
+            const int64_t column = panel * panel_outputs + v * Vec::lanes, left = job.n - column;
+            if (left <= 0) return;
+            const int n = int(left < Vec::lanes ? left : Vec::lanes);
+            const Vec bias = job.bias ? Vec::load(static_cast<const T*>(job.bias) + column, n) : Vec::zero();
+            for (int r = 0; r < rows; ++r)
+                (job.bias ? sums[r][v] + bias : sums[r][v]).store(y + r * job.y_stride + column, n);
+        }
+    }
+};
+
+template <class T, int rows>
+void tile(const Linear& job, const char* x, int64_t row, int64_t panel) {
+    using D = Dot<T>;
+    Tile<D, rows> sums;
+    const char* w = static_cast<const char*>(job.weight) + panel * panel_bytes(job.k, D::dtype);
+    sums.run(w, x, units_of(job.k, D::dtype), job.segments);
+    if (job.wide)
+        sums.template store<T>(job, static_cast<float*>(job.y) + row * job.y_stride, panel);
+    else
+        sums.template store<T>(job, static_cast<T*>(job.y) + row * job.y_stride, panel);
+}
+
+using TileFunction = void (*)(const Linear&, const char* x, int64_t row, int64_t panel);
+
+// The tile of `height` rows, among those of `rows` and less.
+template <class T, int rows>
+TileFunction tile_of(int64_t height) {
+    if constexpr (rows > 1)
+        return height == rows ? tile<T, rows> : tile_of<T, rows - 1>(height);
+    else
+        return tile<T, 1>;
+}
+
+// Blocks [first_block, last_block) of rows times panels [first_panel, last_panel). x_packed holds all rows, block by block.
+template <class T>
+void linear(const Linear& job, const void* x_packed, const RowBlocks& blocks, int64_t first_block, int64_t last_block,
+            int64_t first_panel, int64_t last_panel) {
+    const int64_t row_bytes = units_of(job.k, Dot<T>::dtype) * Dot<T>::x_bytes;
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+        for (int64_t block = first_block; block < last_block; ++block) {
+            const int64_t row = first_row(blocks, block);
+            tile_of<T, tile_rows>(first_row(blocks, block + 1) - row)(
+                job, static_cast<const char*>(x_packed) + row * row_bytes, row, panel);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace headrace
