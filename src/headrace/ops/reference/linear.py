@@ -5,12 +5,25 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [T, in] times weight [out, in] transposed, plus bias [out] -> [T, out]."""
-    return F.linear(x, weight, bias)
+from headrace.ops.storage import PlainStorage
 
 
-def embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Rows ``ids`` [T] of weight [V, n] -> [T, n]."""
-    return F.embedding(ids, weight)
+class ReferenceLinear(PlainStorage):
+    """``LinearOps`` over plain tensors."""
+
+    def apply(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        segments: int = 1,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        return F.linear(x, weight, bias).to(dtype or x.dtype)
+
+    def embed(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.embedding(ids, weight)
+
+
+LINEAR = ReferenceLinear()
