@@ -47,7 +47,7 @@ def write_model(folder: Path, *, layers: int, hidden: int, inner: int, heads: in
         "torch_dtype": "bfloat16",
         "eos_token_id": 1,
     }
-    model = build_model(config, BuildContext(select_ops("cpu"), torch.bfloat16))
+    model = build_model(config, BuildContext(select_ops("cpu", torch.bfloat16), torch.bfloat16))
     dummy = DummyCheckpoint(config, model.tensor_shapes(), seed=1, dtype=torch.bfloat16)
     write_safetensors(folder, config, {name: dummy.tensor(name) for name in dummy.names()}, shard_bytes=500_000_000)
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

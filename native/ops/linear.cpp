@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <stdexcept>
 
 #include "core/isa.h"
 #include "core/pool.h"
@@ -45,6 +46,8 @@ void pack_x(const LinearKernels& kernels, const Linear& job, const RowBlocks& bl
 }  // namespace
 
 void run(const Linear& job, Dtype dtype, int64_t n_rows) {
+    if (job.segments != 1 && (job.segments != 4 || units_of(job.k, dtype) % 4 != 0))
+        throw std::invalid_argument("a product has 1 segment, or 4 where its units of k are a multiple of 4");
     if (n_rows == 0) return;
     const LinearKernels& table = dtype == Dtype::f32 ? kernels().linear_f32 : kernels().linear_bf16;
     const RowBlocks blocks = row_blocks(n_rows, table.tile_rows);

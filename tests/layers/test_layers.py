@@ -18,8 +18,9 @@ from headrace.layers.mlp import GatedMLP, SquaredReLUMLP
 from headrace.layers.norm import HeadNorm, LayerNormPlusOne, NoHeadNorm, RMSNorm
 from headrace.ops.table import select_ops
 from headrace.weights.dummy import DummyCheckpoint
+from plain_weights import plain, set_plain
 
-CTX = BuildContext(ops=select_ops("cpu"))
+CTX = BuildContext(ops=select_ops("cpu", torch.float32))
 
 
 def fill(layer: Layer) -> Mapping[str, torch.Tensor]:
@@ -28,10 +29,10 @@ def fill(layer: Layer) -> Mapping[str, torch.Tensor]:
     checkpoint = DummyCheckpoint({}, shapes, seed=5, dtype=torch.float32)
     for parameter in layer.parameters():
         parameter.allocate()
-        parameter.data.fill_(torch.nan)  # so that a row that no source fills is seen
+        set_plain(parameter, torch.full(parameter.shape, torch.nan))  # so that a row that no source fills is seen
         for source in parameter.sources:
             parameter.fill(source, checkpoint)
-        assert not parameter.data.isnan().any()
+        assert not plain(parameter).isnan().any()
     return {name: checkpoint.tensor(name) for name in shapes}
 
 
@@ -52,7 +53,7 @@ def test_a_fused_linear_is_its_parts_side_by_side(bias):
 def test_parameters_take_no_memory_before_they_are_loaded():
     layer = Linear(CTX, ("huge",), 1 << 20, (1 << 20,))
     (parameter,) = layer.parameters()
-    assert parameter.data.is_meta
+    assert parameter.data is None
     assert parameter.nbytes == 1 << 42
 
 
@@ -64,7 +65,9 @@ def test_a_tied_head_shares_the_table_and_caps_in_fp32():
     w = fill(embedding)["embed.weight"].bfloat16()
     logits = head(embedding(torch.tensor([3, 4])) * 9)
     assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, 2 * torch.tanh(((w[3:5] * 9) @ w.T).float() / 2))
+    # Whether a sum is rounded to bfloat16 on its way to fp32 is the operator's own business.
+    want = 2 * torch.tanh((w[3:5] * 9).float() @ w.float().T / 2)
+    torch.testing.assert_close(logits, want, rtol=2**-8, atol=2**-8)
 
 
 def test_head_norm_gives_queries_and_keys_their_own_weight():
@@ -92,8 +95,8 @@ def test_fused_tensors_of_the_checkpoint_lie_as_separate_ones_do():
     w = fill(fused)
     assert set(w) == {"mlp.gate_up_proj.weight", "mlp.down_proj.weight"}
     fill(apart)
-    apart.gate_up.weight.data.copy_(w["mlp.gate_up_proj.weight"])
-    apart.down.weight.data.copy_(w["mlp.down_proj.weight"])
+    set_plain(apart.gate_up.weight, w["mlp.gate_up_proj.weight"])
+    set_plain(apart.down.weight, w["mlp.down_proj.weight"])
     x = noise(3, 6)
     assert torch.equal(fused(x), apart(x))
     attention = SelfAttention(CTX, "a", AttentionShape(6, 4, 2, 5), NoHeadNorm(), scale=1.0, fused=True)
@@ -191,10 +194,10 @@ def test_layer_norm_layer():
 
 
 def test_rms_norm_layer_kinds():
-    plain, plus = RMSNorm(CTX, "n", 6, 1e-6), RMSNorm(CTX, "n", 6, 1e-6, plus_one=True)
-    fill(plain)
+    direct, plus = RMSNorm(CTX, "n", 6, 1e-6), RMSNorm(CTX, "n", 6, 1e-6, plus_one=True)
+    fill(direct)
     fill(plus)
     x = noise(2, 6)
-    plus.weight.data.copy_(plain.weight.data - 1)
-    torch.testing.assert_close(plain(x), plus(x))
-    assert (plain.weight.zero_centred, plus.weight.zero_centred) == (False, True)
+    plus.weight.data.copy_(direct.weight.data - 1)
+    torch.testing.assert_close(direct(x), plus(x))
+    assert (direct.weight.zero_centred, plus.weight.zero_centred) == (False, True)

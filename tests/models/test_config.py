@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from headrace.core.errors import ModelError
 from headrace.layers.base import BuildContext
@@ -16,7 +17,7 @@ from headrace.models.registry import ARCHITECTURES, architecture_of, build_model
 from headrace.models.rope_config import read_rope
 from headrace.ops.table import select_ops
 
-CTX = BuildContext(ops=select_ops("cpu"))
+CTX = BuildContext(ops=select_ops("cpu", torch.float32))
 BASE = {
     "vocab_size": 50,
     "hidden_size": 24,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from headrace.ops.reference.activation import gelu_tanh_mul, relu_squared, silu_mul, soft_cap
-from headrace.ops.reference.linear import embedding, linear
+from headrace.ops.reference.linear import LINEAR
 from headrace.ops.reference.norm import layer_norm_plus_one, rms_norm, rms_norm_plus_one
 from headrace.ops.reference.rope import rope, rope_angles
 
@@ -89,8 +89,8 @@ def test_gated_activations_and_cap():
 
 def test_linear_and_embedding():
     x, w, b = noise(3, 10), noise(7, 10, seed=1), noise(7, seed=2)
-    close(linear(x, w, b), x.double() @ w.double().T + b.double(), 1e-5)
-    close(linear(x, w, None), x.double() @ w.double().T, 1e-5)
-    assert torch.equal(embedding(torch.tensor([6, 0, 6]), w), w[[6, 0, 6]])
+    close(LINEAR.apply(x, w, b), x.double() @ w.double().T + b.double(), 1e-5)
+    close(LINEAR.apply(x, w, None), x.double() @ w.double().T, 1e-5)
+    assert torch.equal(LINEAR.embed(torch.tensor([6, 0, 6]), w), w[[6, 0, 6]])
     with pytest.raises(IndexError):
-        embedding(torch.tensor([7]), w)
+        LINEAR.embed(torch.tensor([7]), w)

@@ -73,7 +73,7 @@ class ModelRun:
         max_seq_len: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.ops: Ops = select_ops("cpu")
+        self.ops: Ops = select_ops("cpu", dtype)
         self.dtype = dtype
         self.model = load(folder, BuildContext(ops=self.ops, dtype=dtype, max_seq_len=max_seq_len))
         self.groups = group_layers(self.model.cache_specs())

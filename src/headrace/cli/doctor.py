@@ -161,14 +161,16 @@ def _torch_facts() -> dict[str, Any] | None:
 
 
 def _native_facts() -> Native:
+    import torch
+
     from headrace.ops.table import select_ops
 
-    operators = dict(select_ops("cpu").chosen)
     try:
         from headrace.ops.native import core
     except ConfigError as error:
-        # A level was forced that this machine has not.
-        return Native(None, (), str(error), operators)
+        # A level was forced that this machine has not: no model starts.
+        return Native(None, (), str(error), {})
+    operators = dict(select_ops("cpu", torch.bfloat16).chosen)
     if not core.is_available():
         return Native(None, (), core.reason(), operators)
     module = core.native()

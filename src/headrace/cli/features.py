@@ -51,7 +51,7 @@ def _model_facts(name: str) -> dict[str, Any]:
     config = checkpoint.config()
     checkpoint.close()
     device = torch.device("cpu")
-    built = build_model(config, BuildContext(select_ops(device), torch.bfloat16, device))
+    built = build_model(config, BuildContext(select_ops(device, torch.bfloat16), torch.bfloat16, device))
     return {
         "architecture": architecture_of(config),
         "parameters": built.n_params,

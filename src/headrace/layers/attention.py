@@ -98,7 +98,8 @@ class SelfAttention(Layer):
         self.head_norm = head_norm
         self._rope = ctx.ops.rope if rotated else _as_they_are
         self.attention = PagedAttention(ctx, shape.n_kv_heads, shape.head_dim, scale=scale, window=window)
-        self.out = Linear(ctx, (f"{name}.o_proj",), q_size, (shape.hidden_size,), bias=out_bias)
+        out_name = (f"{name}.o_proj",)
+        self.out = Linear(ctx, out_name, q_size, (shape.hidden_size,), bias=out_bias, parts=shape.n_heads)
 
     def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]; ``angles`` come from the rope of this layer."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from headrace.ops.storage import PLAIN, Storage
 from headrace.ops.table import Ops
 from headrace.weights.checkpoint import Checkpoint
 
@@ -45,35 +46,51 @@ class Source:
 
 
 class Parameter:
-    """A tensor of a layer. ``data`` is a meta tensor (shape and dtype, no memory) until ``allocate``."""
+    """A parameter of a layer. ``data`` is None until ``allocate``, then what the storage made: a tensor where that is
+    plain, opaque to layers otherwise."""
 
-    __slots__ = ("data", "device", "sources", "zero_centred")
+    __slots__ = ("data", "device", "dtype", "shape", "sources", "storage", "zero_centred")
 
     def __init__(
-        self, ctx: BuildContext, shape: tuple[int, ...], sources: tuple[Source, ...], *, zero_centred: bool = False
+        self,
+        ctx: BuildContext,
+        shape: tuple[int, ...],
+        sources: tuple[Source, ...],
+        *,
+        storage: Storage = PLAIN,
+        zero_centred: bool = False,
     ) -> None:
-        self.data = torch.empty(shape, dtype=ctx.dtype, device="meta")
+        self.data: Any = None
+        self.shape = shape
+        self.dtype = ctx.dtype
         self.device = ctx.device
+        self.storage = storage
         self.sources = sources
         """Together they fill every row once."""
         self.zero_centred = zero_centred
         """The checkpoint stores w, the layer computes with 1 + w."""
 
     @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
     def nbytes(self) -> int:
-        return self.data.nbytes
+        """Of memory, allocated or not."""
+        return self.storage.nbytes(self.shape, self.dtype)
 
     def allocate(self) -> None:
-        if self.data.is_meta:
-            self.data = torch.empty_like(self.data, device=self.device)
+        if self.data is None:
+            self.data = self.storage.empty(self.shape, self.dtype, self.device)
 
     def fill(self, source: Source, checkpoint: Checkpoint) -> None:
         """Reads ``source`` into its rows; a source of lower rank fills each of its rows with the same values."""
-        rows = self.data[source.first : source.last]
-        if self.device.type == "cpu" and rows.shape == source.shape:
-            checkpoint.read_into(source.name, rows)
-        else:
-            rows.copy_(checkpoint.tensor(source.name))
+        if len(source.shape) < len(self.shape):
+            same = checkpoint.tensor(source.name).expand(source.last - source.first, *source.shape)
+            self.storage.fill(self.data, source.first, same)
+            return
+        for first, rows in checkpoint.rows(source.name):
+            self.storage.fill(self.data, source.first + first, rows)
 
 
 def stacked(names: tuple[str, ...], heights: tuple[int, ...], *width: int) -> tuple[Source, ...]:

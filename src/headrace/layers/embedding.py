@@ -13,14 +13,13 @@ class Embedding(Layer):
     """One row of a [vocab_size, hidden] table for each token id."""
 
     def __init__(self, ctx: BuildContext, name: str, vocab_size: int, hidden_size: int) -> None:
-        self._embedding = ctx.ops.embedding
-        self.weight = Parameter(
-            ctx, (vocab_size, hidden_size), stacked((f"{name}.weight",), (vocab_size,), hidden_size)
-        )
+        self._ops = ctx.ops.linear
+        sources = stacked((f"{name}.weight",), (vocab_size,), hidden_size)
+        self.weight = Parameter(ctx, (vocab_size, hidden_size), sources, storage=ctx.ops.linear)
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """[T] -> [T, hidden]."""
-        return self._embedding(ids, self.weight.data)
+        return self._ops.embed(ids, self.weight.data)
 
 
 class LMHead(Layer):
@@ -41,14 +40,15 @@ class LMHead(Layer):
         tied: Embedding | None = None,
         cap: float | None = None,
     ) -> None:
-        self._linear = ctx.ops.linear
+        self._ops = ctx.ops.linear
         own = stacked((f"{name}.weight",), (vocab_size,), hidden_size)
-        self.weight = tied.weight if tied is not None else Parameter(ctx, (vocab_size, hidden_size), own)
+        shape = (vocab_size, hidden_size)
+        self.weight = tied.weight if tied is not None else Parameter(ctx, shape, own, storage=ctx.ops.linear)
         self._finish = _capped(ctx, cap) if cap is not None else _as_they_are
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, hidden] -> [R, vocab_size] fp32."""
-        return self._finish(self._linear(hidden, self.weight.data, None).float())
+        return self._finish(self._ops.apply(hidden, self.weight.data, None, dtype=torch.float32))
 
 
 def _capped(ctx: BuildContext, cap: float) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -38,7 +38,7 @@ class GatedMLP(Layer):
         names = ("gate_up_proj",) if fused else ("gate_proj", "up_proj")
         sizes = (2 * inner_size,) if fused else (inner_size, inner_size)
         self.gate_up = Linear(ctx, tuple(f"{name}.{part}" for part in names), hidden_size, sizes, bias=bias)
-        self.down = Linear(ctx, (f"{name}.down_proj",), inner_size, (hidden_size,), bias=bias)
+        self.down = Linear(ctx, (f"{name}.down_proj",), inner_size, (hidden_size,), bias=bias, parts=inner_size)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]."""
@@ -51,7 +51,7 @@ class SquaredReLUMLP(Layer):
     def __init__(self, ctx: BuildContext, name: str, hidden_size: int, inner_size: int, *, bias: bool = False) -> None:
         self._act = ctx.ops.relu_squared
         self.up = Linear(ctx, (f"{name}.up_proj",), hidden_size, (inner_size,), bias=bias)
-        self.down = Linear(ctx, (f"{name}.down_proj",), inner_size, (hidden_size,), bias=bias)
+        self.down = Linear(ctx, (f"{name}.down_proj",), inner_size, (hidden_size,), bias=bias, parts=inner_size)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]."""

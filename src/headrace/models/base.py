@@ -100,7 +100,7 @@ class Decoder(Layer):
 
     @property
     def n_params(self) -> int:
-        return sum(parameter.data.numel() for parameter in self.parameters())
+        return sum(parameter.numel for parameter in self.parameters())
 
     @property
     def n_bytes(self) -> int:

@@ -10,7 +10,7 @@ from .storage import Storage
 
 
 class LinearOps(Storage, Protocol):
-    """One implementation makes a weight [n_out, n_in], fills it and reads it. A tied table is one weight for both uses."""
+    """One implementation makes a weight [n_out, n_in], fills and reads it. A tied table is one weight of two uses."""
 
     def apply(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import torch
@@ -27,8 +28,7 @@ def huge_zeros(n_bytes: int) -> torch.Tensor:
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     start = -whole.data_ptr() % HUGE_PAGE
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        # A hint: a kernel built without huge pages refuses it, and gives small ones.
+        with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel built without huge pages: small ones then
-            pass
     return whole[start : start + n_bytes]

@@ -1,7 +1,7 @@
 """The operator table: which implementation of each operator a build uses. This is the one selection rule.
 
-An operator is a name with implementations in order of preference. The first one that exists for the device is taken,
-unless the build forces another by name. Native and CUDA implementations are added as rows here and nowhere else.
+An operator is a name with implementations in order of preference. The first one that exists for device and dtype is
+taken, unless the build forces another by name. Native and CUDA implementations are added as rows here and nowhere else.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ import torch
 from headrace.core.errors import ConfigError, did_you_mean
 
 from .attention import AttentionBackend
+from .linear import LinearOps
 
 ANY_DEVICE = frozenset({"cpu", "cuda", "mps", "xpu"})
+ANY_DTYPE = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+FORCE_VARIABLE = "HEADRACE_OPS"
+"""Environment variable that forces implementations: ``read_forced`` says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,10 @@ class Implementation:
     module: str
     attribute: str
     devices: frozenset[str]
+    dtypes: frozenset[torch.dtype] = ANY_DTYPE
+    """Of parameters and activations."""
+    needs_core: bool = False
+    """Exists only where the native core does."""
 
     def load(self) -> Any:
         return getattr(importlib.import_module(self.module, __package__), self.attribute)
@@ -37,8 +46,7 @@ class Implementation:
 class Ops:
     """The operators of a build. Shapes and formulas are in the docstrings of ``ops/reference``."""
 
-    linear: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-    embedding: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    linear: LinearOps
     rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     rms_norm_plus_one: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     layer_norm_plus_one: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -58,9 +66,13 @@ def _reference(module: str, attribute: str) -> Implementation:
     return Implementation("reference", f".reference.{module}", attribute, ANY_DEVICE)
 
 
+def _native(module: str, attribute: str) -> Implementation:
+    dtypes = frozenset({torch.float32, torch.bfloat16})
+    return Implementation("native", f".native.{module}", attribute, frozenset({"cpu"}), dtypes, needs_core=True)
+
+
 TABLE: dict[str, tuple[Implementation, ...]] = {
-    "linear": (_reference("linear", "linear"),),
-    "embedding": (_reference("linear", "embedding"),),
+    "linear": (_native("linear", "LINEAR"), _reference("linear", "LINEAR")),
     "rms_norm": (_reference("norm", "rms_norm"),),
     "rms_norm_plus_one": (_reference("norm", "rms_norm_plus_one"),),
     "layer_norm_plus_one": (_reference("norm", "layer_norm_plus_one"),),
@@ -75,14 +87,15 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
 """Operator name -> implementations, the preferred one first."""
 
 
-def select_ops(device: torch.device | str, forced: str | Mapping[str, str] | None = None) -> Ops:
-    """The operators for ``device``.
+def select_ops(device: torch.device | str, dtype: torch.dtype, forced: str | Mapping[str, str] | None = None) -> Ops:
+    """The operators for ``device``, and parameters and activations of ``dtype``.
 
     Args:
         forced: an implementation name for all operators, or operator name -> implementation name for some.
 
     Raises:
-        ConfigError: ``forced`` names an operator or implementation that does not exist, or not for this device.
+        ConfigError: ``forced`` names an operator or implementation that does not exist, or not for this device and
+            dtype, or not on this machine; or HEADRACE_ISA names a level that cannot run here.
     """
     kind = torch.device(device).type
     wanted = dict.fromkeys(TABLE, forced) if isinstance(forced, str) else dict(forced or {})
@@ -91,17 +104,46 @@ def select_ops(device: torch.device | str, forced: str | Mapping[str, str] | Non
             raise ConfigError(
                 f"no operator is called {name!r}; there are {', '.join(TABLE)}.{did_you_mean(name, TABLE)}"
             )
-    picked = {name: _pick(name, kind, wanted.get(name)) for name in TABLE}
+    picked = {name: _pick(name, kind, dtype, wanted.get(name)) for name in TABLE}
     return Ops(
         **{name: implementation.load() for name, implementation in picked.items()},
         chosen={name: implementation.name for name, implementation in picked.items()},
     )
 
 
-def _pick(operator: str, device: str, wanted: str | None) -> Implementation:
-    for implementation in TABLE[operator]:
-        if device in implementation.devices and wanted in (None, implementation.name):
-            return implementation
-    there = ", ".join(f"{row.name} (on {', '.join(sorted(row.devices))})" for row in TABLE[operator])
+def read_forced(text: str) -> str | dict[str, str] | None:
+    """What ``select_ops`` takes as ``forced``, from text: "reference" for all operators, "linear=reference,rope=native"
+    for some, nothing for none.
+
+    Raises ConfigError for text of another form.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if len(parts) == 1 and "=" not in parts[0]:
+        return parts[0]
+    pairs = dict(part.split("=", 1) for part in parts if "=" in part)
+    if len(pairs) != len(parts):
+        raise ConfigError(
+            f"{FORCE_VARIABLE}={text!r}: expected the name of an implementation, such as reference, or"
+            " operator=implementation, separated by commas, each operator once"
+        )
+    return pairs or None
+
+
+def _pick(operator: str, device: str, dtype: torch.dtype, wanted: str | None) -> Implementation:
+    from .native import core
+
+    for row in TABLE[operator]:
+        fits = device in row.devices and dtype in row.dtypes and (core.is_available() or not row.needs_core)
+        if fits and wanted in (None, row.name):
+            return row
+    there = ", ".join(_describe(row, core.reason()) for row in TABLE[operator])
     asked = f"implementation {wanted!r}" if wanted else "any implementation"
-    raise ConfigError(f"operator {operator!r} does not have {asked} for device {device!r}; there are: {there}")
+    raise ConfigError(
+        f"operator {operator!r} does not have {asked} for device {device!r} and {dtype}; there are: {there}"
+    )
+
+
+def _describe(row: Implementation, core_missing: str) -> str:
+    dtypes = "any dtype" if row.dtypes == ANY_DTYPE else " or ".join(sorted(str(dtype) for dtype in row.dtypes))
+    missing = f"; not here: {core_missing}" if row.needs_core and core_missing else ""
+    return f"{row.name} (on {', '.join(sorted(row.devices))}, {dtypes}{missing})"

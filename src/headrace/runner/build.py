@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +21,8 @@ from headrace.executor.base import Capacity
 from headrace.layers.base import BuildContext
 from headrace.models.base import Model
 from headrace.models.registry import build_model
-from headrace.ops.table import select_ops
+from headrace.ops.native import core
+from headrace.ops.table import FORCE_VARIABLE, Ops, read_forced, select_ops
 from headrace.sampling import TorchSampler
 from headrace.weights.checkpoint import Checkpoint
 from headrace.weights.dummy import DummyCheckpoint
@@ -28,6 +31,8 @@ from .memory import MemoryPlan, available_bytes, kv_budget
 from .slots import SlotTable
 from .step import StepRunner
 from .worker import Worker
+
+log = logging.getLogger("headrace")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DUMMY_SEED = 0
@@ -47,8 +52,8 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
     torch.set_num_threads(threads)
     with phases.time("build model"):
         device = torch.device("cpu")
-        ops = select_ops(device)
         dtype = _dtype(args.dtype, config)
+        ops = _operators(device, dtype, threads)
         kv_dtype = dtype if args.kv_cache_config.dtype == "auto" else _DTYPES[args.kv_cache_config.dtype]
         ctx = BuildContext(ops, dtype, device, max_seq_len=args.max_seq_len, kv_dtype=kv_dtype)
         model = build_model(config, ctx)
@@ -82,6 +87,13 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         "sampler_type": "TorchSampler",
     }
     return Worker(StepRunner(model, sampler, ops.attention, groups, views, slots), capacity, memory, effective)
+
+
+def _operators(device: torch.device, dtype: torch.dtype, threads: int) -> Ops:
+    if not core.is_available():
+        log.warning("no native core (%s): torch's reference operators compute, which is slow", core.reason())
+    core.set_threads(threads)
+    return select_ops(device, dtype, read_forced(os.environ.get(FORCE_VARIABLE, "")))
 
 
 def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], dtype: torch.dtype) -> list[torch.Tensor]:

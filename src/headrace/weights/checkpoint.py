@@ -12,12 +12,14 @@ from headrace.core.errors import CheckpointError, ModelError
 if TYPE_CHECKING:
     import torch
 
+    from .files import Rows
+
 
 class Checkpoint(Protocol):
     """Tensors by their Hugging Face names, and the model's configuration.
 
-    Opening reads headers only. ``tensor`` and ``read_into`` hold at most a few MiB beside the destination, and leave
-    nothing resident: a model is loaded in its own size plus that.
+    Opening reads headers only. ``tensor``, ``read_into`` and ``rows`` hold at most a few MiB beside the destination,
+    and leave nothing resident: a model is loaded in its own size plus that.
     """
 
     path: Path
@@ -47,6 +49,11 @@ class Checkpoint(Protocol):
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Read into contiguous CPU memory of the tensor's shape, converting to the dtype of ``out``."""
+        ...
+
+    def rows(self, name: str) -> Rows:
+        """The tensor's rows in order, about a MiB at a time, in the dtype that ``tensor`` gives. For tensors of one
+        dimension or more."""
         ...
 
     def file_of(self, name: str) -> Path: ...

@@ -13,7 +13,7 @@ import torch
 
 from headrace.core.errors import CheckpointError
 
-from .files import check_destination, fill_by_rows
+from .files import Rows, check_destination, fill_by_rows, slices
 
 _NOISE = 0.1
 """Standard deviation of norm weights and biases: large enough that a forgotten one shows."""
@@ -71,22 +71,22 @@ class DummyCheckpoint:
         return out
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
+        check_destination(out, self.shape(name), self.path, name)
+        fill_by_rows(out, self.rows(name))
+
+    def rows(self, name: str) -> Rows:
         shape = self.shape(name)
-        check_destination(out, shape, self.path, name)
-        if out.numel() == 0:
-            return
         # torch's CPU generator looks at the low 32 bits of its seed only.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         mean, std = self._moments(name, shape)
-        n_rows = shape[0] if shape else 1
-        width = out.numel() // n_rows
+        width = torch.Size(shape[1:]).numel()
 
         def draw(first: int, last: int) -> torch.Tensor:
-            values = torch.empty((last - first) * width, dtype=torch.float32)
+            values = torch.empty((last - first, *shape[1:]), dtype=torch.float32)
             # Rounded to the dtype of the checkpoint, so that a float32 copy of it holds the same numbers.
             return values.normal_(mean, std, generator=generator).to(self._dtype)
 
-        fill_by_rows(out, n_rows, width * 4, draw)
+        return slices(shape[0], width * 4, draw)
 
     def file_of(self, name: str) -> Path:
         self.shape(name)

@@ -66,20 +66,24 @@ def as_bytes(tensor: torch.Tensor) -> Any:
     return tensor.detach().reshape(-1).view(torch.uint8).numpy()
 
 
-def fill_by_rows(
-    out: torch.Tensor, n_rows: int, row_bytes: int, read: Callable[[int, int], torch.Tensor], *, multiple: int = 1
-) -> None:
-    """Copy ``read(first, last)`` into the rows of ``out``, about a MiB at a time, converting to the dtype of ``out``.
+Rows = Iterator[tuple[int, "torch.Tensor"]]
+"""(first row, rows [n, ...]), in order: a tensor some rows at a time."""
 
-    ``out`` is contiguous and holds ``n_rows`` rows (its leading dimensions flattened). Every chunk but the last has a
-    multiple of ``multiple`` rows.
-    """
-    rows = out.detach().view(n_rows, -1)
+
+def slices(n_rows: int, row_bytes: int, read: Callable[[int, int], torch.Tensor], *, multiple: int = 1) -> Rows:
+    """``read(first, last)`` for about a MiB at a time. Every slice but the last has a multiple of ``multiple`` rows."""
     step = max(multiple, CHUNK_BYTES // max(row_bytes, 1) // multiple * multiple)
-    with _one_thread():
-        for first in range(0, n_rows, step):
-            last = min(first + step, n_rows)
-            rows[first:last] = read(first, last).view(last - first, -1)
+    for first in range(0, n_rows, step):
+        with _one_thread():
+            rows = read(first, min(first + step, n_rows))
+        yield first, rows
+
+
+def fill_by_rows(out: torch.Tensor, rows: Rows) -> None:
+    """Copy all rows into ``out``, converting to its dtype."""
+    for first, part in rows:
+        with _one_thread():
+            out.detach()[first : first + part.shape[0]] = part
 
 
 @contextmanager

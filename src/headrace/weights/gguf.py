@@ -13,7 +13,7 @@ import torch
 
 from headrace.core.errors import CheckpointError
 
-from .files import DataFile, as_bytes, check_destination, fill_by_rows
+from .files import DataFile, Rows, as_bytes, check_destination, fill_by_rows, slices
 from .gguf_config import hf_config, hf_generation_config
 from .gguf_dequant import SUPPORTED, dequantise, dequantised_dtype, is_supported
 from .gguf_names import Placement, is_weight, place
@@ -68,9 +68,15 @@ class GgufCheckpoint:
         return out
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
+        check_destination(out, self.shape(name), self.path, name)
+        fill_by_rows(out, self.rows(name))
+
+    def rows(self, name: str) -> Rows:
         entry = self._entry(name)
         info, placement = entry.info, entry.placement
-        check_destination(out, info.shape, self.path, name)
+        # A vector has no rows to cut into: blocks may span what would be its rows.
+        if len(info.shape) == 1:
+            return iter([(0, placement.undo(dequantise(self._raw(info, 0, info.nbytes), info.type)))])
         n_rows = info.shape[0]
         row_bytes = info.nbytes // n_rows
 
@@ -78,11 +84,7 @@ class GgufCheckpoint:
             raw = self._raw(info, first * row_bytes, last * row_bytes)
             return placement.undo(dequantise(raw, info.type).view(last - first, *info.shape[1:]))
 
-        # A vector has no rows to cut into: blocks may span what would be its rows.
-        if len(info.shape) == 1:
-            out.detach().copy_(placement.undo(dequantise(self._raw(info, 0, info.nbytes), info.type)))
-        else:
-            fill_by_rows(out, n_rows, row_bytes, read, multiple=placement.rows)
+        return slices(n_rows, row_bytes, read, multiple=placement.rows)
 
     def file_of(self, name: str) -> Path:
         self._entry(name)

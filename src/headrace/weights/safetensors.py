@@ -19,7 +19,16 @@ import torch
 
 from headrace.core.errors import CheckpointError, ModelError
 
-from .files import DataFile, as_bytes, check_destination, fill_by_rows, read_json_object, read_optional_json
+from .files import (
+    DataFile,
+    Rows,
+    as_bytes,
+    check_destination,
+    fill_by_rows,
+    read_json_object,
+    read_optional_json,
+    slices,
+)
 
 _HEADER_LIMIT = 100_000_000
 """The format's own limit on the header, in bytes."""
@@ -98,15 +107,22 @@ class SafetensorsCheckpoint:
         if out.dtype == entry.dtype:
             entry.file.read_into(as_bytes(out), entry.offset, f"tensor {name!r}")
             return
-        n_rows = entry.shape[0] if entry.shape else 1
-        row_bytes = entry.nbytes // n_rows
+        if not entry.shape:
+            out.copy_(self.tensor(name))
+            return
+        fill_by_rows(out, self.rows(name))
+
+    def rows(self, name: str) -> Rows:
+        entry = self._entry(name)
+        n_rows = entry.shape[0]
+        row_bytes = entry.nbytes // max(n_rows, 1)
 
         def read(first: int, last: int) -> torch.Tensor:
-            chunk = torch.empty((last - first) * row_bytes, dtype=torch.uint8)
-            entry.file.read_into(as_bytes(chunk), entry.offset + first * row_bytes, f"tensor {name!r}")
-            return chunk.view(entry.dtype)
+            part = torch.empty((last - first, *entry.shape[1:]), dtype=entry.dtype)
+            entry.file.read_into(as_bytes(part), entry.offset + first * row_bytes, f"tensor {name!r}")
+            return part
 
-        fill_by_rows(out, n_rows, row_bytes, read)
+        return slices(n_rows, row_bytes, read)
 
     def file_of(self, name: str) -> Path:
         return self._entry(name).file.path

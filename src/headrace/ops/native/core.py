@@ -9,6 +9,9 @@ import torch
 
 from headrace.core.errors import ConfigError, EngineError
 
+INTERFACE = 2
+"""Of the functions of the module; raised together with ``interface`` in native/bindings/module.cpp."""
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """torch dtype -> the core's number for it."""
 
@@ -18,6 +21,8 @@ def _load() -> tuple[ModuleType | None, str]:
         module = importlib.import_module("headrace._native")
     except ImportError as error:
         return None, f"the native core was not built: {error}"
+    if getattr(module, "interface", 1) != INTERFACE:
+        return None, "the native core was built from other sources than the package's: install it again"
     if not module.runnable_levels():
         return None, f"this CPU has none of the levels {', '.join(module.built_levels())}"
     try:
@@ -39,6 +44,12 @@ def native() -> ModuleType:
 
 def is_available() -> bool:
     return _module is not None
+
+
+def set_threads(n: int) -> None:
+    """How many threads the core computes with; nothing to set where there is no core."""
+    if _module is not None:
+        _module.set_threads(n)
 
 
 def reason() -> str:
