@@ -1,7 +1,7 @@
 """What HTTP costs: streams of a server whose engine makes up its tokens, and HTTP's share beside a real model.
 
     python bench/http_cost.py sim   [--clients 64] [--tokens 2000] [--rounds 5]
-    python bench/http_cost.py share [--clients 32] [--tokens 8]
+    python bench/http_cost.py share [--clients 32] [--tokens 64]
 
 ``sim``: the engine's process runs the sim executor with the built-in model's vocabulary, so the server detokenises real
 tokens. One server process streams to clients in a process of their own, over raw sockets. The promise is 60,000 tokens
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--step-ms", type=float, default=0.0, help="sim: slow the engine down to steps of this length")
     args = parser.parse_args()
-    usual = (32, 8) if args.what == "share" else (64, 2000)
+    usual = (32, 64) if args.what == "share" else (64, 2000)
     clients, tokens = args.clients or usual[0], args.tokens or usual[1]
     if args.what == "drain":
         drain(args.url, MODEL, clients, tokens)

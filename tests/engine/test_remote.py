@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -104,9 +106,12 @@ async def engine(**changes: Any) -> AsyncIterator[tuple[Engine, RemoteBackend]]:
         made = Engine(backend, backend.report(), None, SystemClock(), backend.connect)
         made.connect(asyncio.get_running_loop())
         yield made, backend
-    finally:
+        lives = backend.health().dead is None
         backend.shutdown()
         assert backend.health().dead is not None
+        assert not lives or backend._process.returncode == 0, "it had to be killed"
+    finally:
+        backend.shutdown()
 
 
 def run(test: Callable[[Engine, RemoteBackend], Any], **changes: Any) -> None:
@@ -173,6 +178,21 @@ def test_cancelled_and_finished_outputs_leave_nothing() -> None:
     run(ask, step_seconds=0.005)
 
 
+def test_steps_that_pile_up_while_the_event_loop_is_busy_are_all_taken_in() -> None:
+    async def ask(made: Engine, backend: RemoteBackend) -> None:
+        output = made.front.submit(None, (1,), options(max_tokens=200), streaming=True)
+        await output.step()
+        time.sleep(0.5)  # the rest arrives meanwhile, in many more messages than are read at once
+        n_steps = 0
+        while not output.finished:
+            await output.step()
+            n_steps += 1
+        assert output.outputs[0].length == 200
+        assert n_steps < 100
+
+    run(ask)
+
+
 def test_a_call_that_nobody_knows_is_refused() -> None:
     async def ask(made: Engine, backend: RemoteBackend) -> None:
         with pytest.raises(ConfigError, match=r"'leases'.*check_integrity"):
@@ -186,7 +206,7 @@ def test_a_killed_process_fails_requests_calls_and_whatever_comes_later() -> Non
     async def ask(made: Engine, backend: RemoteBackend) -> None:
         output = made.front.submit(None, (1,), options(max_tokens=200, temperature=1.0, n=2), streaming=True)
         await output.step()
-        backend._process.send_signal(19)
+        backend._process.send_signal(signal.SIGSTOP)
         call = asyncio.wrap_future(backend.call("stats"))
         backend._process.kill()
         for waiting in (output.aresult(), call):
@@ -208,12 +228,13 @@ def test_the_heart_beats_on_when_idle_and_stands_still_when_stopped() -> None:
             await asyncio.sleep(0.1)
             latest = backend.health().heartbeat
         assert latest > first + 0.4
-        backend._process.send_signal(19)
+        backend._process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(0.1)
         stopped = backend.health().heartbeat
         for _ in range(6):
             await asyncio.sleep(0.1)
             assert backend.health().heartbeat == stopped
+        backend._process.send_signal(signal.SIGCONT)
 
     run(watch)
 

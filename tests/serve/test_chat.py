@@ -58,6 +58,7 @@ def test_every_event_is_what_the_client_expects(tiny: Running) -> None:
     body = {
         "messages": MESSAGES,
         "max_tokens": 6,
+        "ignore_eos": True,
         "stream": True,
         "logprobs": True,
         "stream_options": {"include_usage": True},

@@ -153,8 +153,9 @@ def test_a_server_that_was_stopped_itself_blames_nobody(folder: Path) -> None:
         for process in (running.server, running.engine):
             process.send_signal(signal.SIGSTOP)
         time.sleep(1.6)
-        for process in (running.server, running.engine):
-            process.send_signal(signal.SIGCONT)
+        running.server.send_signal(signal.SIGCONT)
+        time.sleep(0.25)
+        running.engine.send_signal(signal.SIGCONT)
         time.sleep(0.5)
         assert running.health().status_code == 200
 
