@@ -10,7 +10,10 @@ import pytest
 from project import module_name, package_files
 
 # Parts that must run in microseconds in tests, in the fuzzer and in the simulator.
-WITHOUT_TORCH = ("core", "cache", "sched", "spec", "tokenizer", "engine.loop", "executor.base", "executor.sim", "cli")
+WITHOUT_TORCH = (
+    *("core", "cache", "sched", "spec", "tokenizer", "executor.base", "executor.sim", "sim", "serve", "cli"),
+    *("engine.loop", "engine.engine", "engine.launch", "engine.process"),
+)
 HEAVY = ("torch", "transformers", "huggingface_hub", "numpy", "pydantic", "rich")
 
 

@@ -50,7 +50,7 @@ def serve(
     heartbeat_limit: Annotated[
         float,
         typer.Option(min=0.1, metavar="S", help="Seconds a step may take; then the engine counts as stuck."),
-    ] = 60.0,
+    ] = 300.0,
     perf_metrics_max_requests: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Records that /perf_metrics keeps (1000).")
     ] = None,

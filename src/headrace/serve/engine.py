@@ -136,7 +136,10 @@ class FrontedEngine:
         silent = self._clock.now() - health.heartbeat
         if silent <= self._heartbeat_limit:
             return None
-        error = EngineDeadError(f"the engine is stuck: its loop has not turned for {silent:.1f} s")
+        error = EngineDeadError(
+            f"the engine is stuck: its loop has not turned for {silent:.1f} s, and the heartbeat limit is"
+            f" {self._heartbeat_limit:g} s; raise it if a step may take that long"
+        )
         self._engine.backend.kill(error)
         return str(error)
 

@@ -22,5 +22,6 @@ class ServeOptions:
     """Records that /perf_metrics keeps until they are read; 0: none."""
     drain_limit: float = 30.0
     """How long requests under way may go on after SIGTERM; then they are cancelled."""
-    heartbeat_limit: float = 60.0
-    """How long one turn of the engine loop may take before /health says 503."""
+    heartbeat_limit: float = 300.0
+    """How long one turn of the engine loop may take; then the engine counts as stuck, and the server ends. A step of
+    many rows of a large model takes its time on a small machine."""
