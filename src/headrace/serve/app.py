@@ -10,10 +10,10 @@ from starlette.types import ASGIApp
 
 from . import errors
 from .gate import Gate
-from .routers import chat, completions, operations, tokens
+from .routers import chat, completions, operations, page, tokens
 from .serving import Serving
 
-ROUTERS = (operations.router, completions.router, chat.router, tokens.router)
+ROUTERS = (operations.router, completions.router, chat.router, tokens.router, page.router)
 
 
 def make_app(serving: Serving) -> ASGIApp:

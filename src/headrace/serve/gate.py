@@ -8,11 +8,16 @@ import hmac
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError
+from .routers.page import is_page
 from .serving import Serving
 
 OPEN_PATHS = frozenset({"/health"})
 """Answered without a key: probes have none."""
 READ_ONLY = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or is_page(path)
 
 
 class Gate:
@@ -35,7 +40,7 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = dict(scope["headers"])
-        if self._keys and scope["path"] not in OPEN_PATHS and not self._has_key(headers):
+        if self._keys and not _is_open(scope["path"]) and not self._has_key(headers):
             message = "a valid API key is needed: Authorization: Bearer <key>"
             return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         if self._serving.draining and scope["method"] not in READ_ONLY:
