@@ -53,13 +53,13 @@ class Serving:
     def _stream(self) -> None:
         body = LONG | {"stream": True}
         with (
-            contextlib.suppress(httpx.RemoteProtocolError),  # then there is no last event, which is looked at
+            contextlib.suppress(httpx.TransportError),  # then there is no last event, which is looked at
             httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=30) as answer,
         ):
             self.stream += answer.iter_lines()
 
     def _whole(self) -> None:
-        with contextlib.suppress(httpx.RemoteProtocolError):
+        with contextlib.suppress(httpx.TransportError):
             self.whole.append(httpx.post(f"{self.url}/v1/completions", json=LONG, timeout=30))
 
     def health(self) -> httpx.Response:
@@ -248,6 +248,28 @@ def test_what_building_raises_is_said_as_if_it_were_built_here(
     plain = lambda text: re.sub(r"[\d.]+ GiB", "GiB", " ".join(text.split()))  # noqa: E731
     assert f"error: {plain(str(here.value))}" in plain(said)
     assert "Traceback" not in said
+
+
+def test_a_start_that_is_ended_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "headrace.cli.main",
+        "serve",
+        str(folder),
+        "--port",
+        "0",
+        "--set",
+        "load_format=dummy",
+    ]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        assert any("start engine process" in line for line in server.stderr)
+        (engine,) = psutil.Process(server.pid).children()
+        server.terminate()
+        assert server.wait(5) == -signal.SIGTERM
+        wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 2.0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_process_that_is_killed_while_it_builds_is_an_error(folder: Path, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ class _Process:
             return 0
         logging.getLogger("headrace").addHandler(_Forward(self._send))
         logging.getLogger("headrace").setLevel(first.log_level)
+        self._send(wire.Beat(self._clock.now(), True))
         phases = Phases(self._clock)
         phases.add("start engine process", self._clock.now() - first.spawned)
         try:

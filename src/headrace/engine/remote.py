@@ -118,9 +118,10 @@ class RemoteBackend:
             ready = dict(poller.poll())
             while (data := self._receive()) is not None:
                 event = wire.decode_event(data)
+                # The first is an answer, so both sockets are connected and their names are needed no more. Whatever
+                # ends this process from here on leaves no folder behind.
+                shutil.rmtree(self._folder, ignore_errors=True)
                 if isinstance(event, wire.Ready):
-                    # Both ends are connected: the names are needed no more.
-                    shutil.rmtree(self._folder)
                     return event.report
                 if isinstance(event, wire.Failed):
                     raise wire.error_of(event.fault)
