@@ -13,10 +13,19 @@ from typing import Any
 
 from headrace import LLM, KvCacheConfig, NGramDecodingConfig, RequestOutput, SamplingParams
 
-N_REQUESTS = 12
-MAX_TOKENS = 20
-VOCAB = 300
-"""Prompts use ids below this; all tiny models have more."""
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a run has to do: half of the requests are greedy, half sampled at temperature 0.9."""
+
+    prompts: list[list[int]]
+    """Token ids; they share beginnings, and some repeat themselves."""
+    max_tokens: int
+    ends: dict[str, Any] = field(default_factory=dict)
+    """Sampling options that say what ends an output."""
+    cache_tokens: int = 4096
+    tight_cache_tokens: int = 256
+    """So few that sequences are preempted."""
 
 
 @dataclass(slots=True)
@@ -36,6 +45,8 @@ class Scenario:
     strangers: bool = False
     """Requests that are cancelled while they run, and while they wait."""
     priorities: bool = False
+    tight: bool = False
+    """Too little cache for all."""
 
 
 def plain() -> Scenario:
@@ -68,7 +79,7 @@ def _partial(s: Scenario) -> None:
 
 def _preemption(s: Scenario) -> None:
     s.args["max_batch_size"] = 8
-    s.cache["max_tokens"] = 256
+    s.tight = True
 
 
 def _overlap(s: Scenario) -> None:
@@ -133,6 +144,13 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
 """By the names of ``core.features.FEATURES``."""
 
 
+def changes_output(name: str) -> bool:
+    """Whether the plain run must have the feature's options as well."""
+    scenario = Scenario()
+    TURN_ON[name](scenario)
+    return bool(scenario.shaping)
+
+
 def with_features(names: Iterable[str]) -> Scenario:
     scenario = plain()
     on = set(names)
@@ -144,18 +162,27 @@ def with_features(names: Iterable[str]) -> Scenario:
     return scenario
 
 
-def make_prompts(seed: int = 3) -> list[list[int]]:
-    """Prompts that share beginnings of every length, some of them full of repetitions."""
+def tiny_work(seed: int = 3) -> Work:
+    """Prompts that share beginnings of every length, some of them full of repetitions. All tiny models have the ids."""
     rng = random.Random(seed)
-    stem = [rng.randrange(3, VOCAB) for _ in range(100)]
+    stem = [rng.randrange(3, 300) for _ in range(100)]
     prompts = []
-    for i in range(N_REQUESTS):
+    for i in range(12):
         shared = stem[: (0, 20, 40, 71)[i % 4]]
-        own = [rng.randrange(3, VOCAB) for _ in range(rng.randrange(1, 30))]
+        own = [rng.randrange(3, 300) for _ in range(rng.randrange(1, 30))]
         if i % 3 == 0:
             own = own[:4] * 6
         prompts.append(shared + own)
-    return prompts
+    return Work(prompts, max_tokens=20, ends={"end_id": 2})
+
+
+def reference(names: Iterable[str]) -> Scenario:
+    """The plain run that features are compared with: with the options that change the output, and with n and logprobs
+    so that everything is there."""
+    scenario = with_features(name for name in names if changes_output(name))
+    scenario.n = 2
+    scenario.watching = {"logprobs": 2, "prompt_logprobs": 1}
+    return scenario
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +195,19 @@ class Finished:
     """The operators promise bits, not only tokens."""
 
 
-def run(folder: Path, scenario: Scenario) -> Finished:
-    """All prompts, half of them greedy and half at temperature 0.9, through one engine."""
-    cache = KvCacheConfig(**{"max_tokens": 4096} | scenario.cache)
-    with LLM(folder, dtype="float32", num_threads=1, kv_cache_config=cache, **scenario.args) as llm:
+def run(model: Path | str, scenario: Scenario, work: Work) -> Finished:
+    """All requests through one engine."""
+    tokens = work.tight_cache_tokens if scenario.tight else work.cache_tokens
+    cache = KvCacheConfig(max_tokens=tokens, **scenario.cache)
+    with LLM(model, dtype="float32", num_threads=1, kv_cache_config=cache, **scenario.args) as llm:
         strangers = _start_strangers(llm) if scenario.strangers else []
         requests = [
             llm.generate_async(
                 prompt,
-                _sampling(scenario, index),
+                _sampling(scenario, work, index),
                 priority=(index % 5) / 4 if scenario.priorities else 0.5,
             )
-            for index, prompt in enumerate(make_prompts())
+            for index, prompt in enumerate(work.prompts)
         ]
         for stranger in strangers:
             stranger.abort()
@@ -191,8 +219,8 @@ def run(folder: Path, scenario: Scenario) -> Finished:
     return Finished(outputs, witnesses, is_exact)
 
 
-def _sampling(scenario: Scenario, index: int) -> SamplingParams:
-    options = {"max_tokens": MAX_TOKENS, "end_id": 2, **scenario.shaping, **scenario.watching}
+def _sampling(scenario: Scenario, work: Work, index: int) -> SamplingParams:
+    options = {"max_tokens": work.max_tokens, **work.ends, **scenario.shaping, **scenario.watching}
     if scenario.watches_prompt and index % 4 < 2:
         options["prompt_logprobs"] = 1
     if index % 2:
@@ -205,7 +233,7 @@ def _start_strangers(llm: LLM) -> list[RequestOutput]:
     rng = random.Random(99)
     forever = SamplingParams(max_tokens=150, end_id=-1)
     strangers = [
-        llm.generate_async([rng.randrange(3, VOCAB) for _ in range(40)], forever, streaming=True, priority=1.0)
+        llm.generate_async([rng.randrange(3, 300) for _ in range(40)], forever, streaming=True, priority=1.0)
         for _ in range(3)
     ]
     next(iter(strangers[0]))

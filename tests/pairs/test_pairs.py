@@ -1,4 +1,4 @@
-"""Every feature alone, and every two of them together, give what the plain run gives.
+"""Every feature alone, every two of them, and all of them together, give what the plain run gives, on every family.
 
 Generated from the capability table. Each run must also show, by the witnesses of ``get_stats``, that its features
 acted.
@@ -7,90 +7,74 @@ Tokens are equal on the reference operators; where the operators promise more, l
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
-from headrace.core.features import FEATURES, feature
+from headrace.models.registry import ARCHITECTURES, architecture_of
+from headrace.weights.checkpoint import open_checkpoint
 from pairs import scenarios
-from pairs.scenarios import Finished, Scenario, with_features
+from pairs.cases import FAMILIES, NAMES, PAIRS, Case, all_cases
+from pairs.equality import assert_acted, assert_equal
+from pairs.scenarios import Finished, reference, tiny_work, with_features
 from parity import tiny
 from tiny_text import write_tokenizer
 
-MODELS = ("llama", "gemma3-untied-window-40")
-"""A dense model, and one with sliding and full layers."""
-NAMES = tuple(row.name for row in FEATURES)
-REFERENCE_TOLERANCE = 1e-4
-
-
-def _possible(pair: tuple[str, str]) -> bool:
-    return not any(other in (feature(one).excludes or {}) for one, other in itertools.permutations(pair))
-
-
-SETS = [(name,) for name in NAMES] + [pair for pair in itertools.combinations(NAMES, 2) if _possible(pair)]
+CASES = all_cases()
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    found = {}
-    for variant in MODELS:
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Family -> a tiny model of it."""
+
+    @cache
+    def make(family: str) -> Path:
         with torch.no_grad():
-            model = tiny.make(variant)
-        folder = tmp_path_factory.mktemp(variant)
+            model = tiny.make(family)
+        folder = tmp_path_factory.mktemp(family)
         tiny.save(model, folder)
         write_tokenizer(folder, model.config.vocab_size)
-        found[variant] = folder
-    return found
+        return folder
+
+    return make
 
 
 @cache
 def _plain(folder: Path, shaped_by: frozenset[str]) -> Finished:
-    """The plain run with the options that change the output, and with n so that every output is there."""
-    scenario = with_features(shaped_by)
-    scenario.n = 2
-    scenario.watching = {"logprobs": 2, "prompt_logprobs": 1}
-    return scenarios.run(folder, scenario)
+    return scenarios.run(folder, reference(shaped_by), tiny_work())
 
 
 def test_every_feature_of_the_table_is_turned_on_here() -> None:
     assert set(scenarios.TURN_ON) == set(NAMES)
 
 
-@pytest.mark.parametrize("variant", MODELS)
-@pytest.mark.parametrize("names", SETS, ids="+".join)
-def test_equals_the_plain_run(names: tuple[str, ...], variant: str, folders: dict[str, Path]) -> None:
-    folder = folders[variant]
-    shaped_by = frozenset(name for name in names if _changes_output(name))
-    got = scenarios.run(folder, with_features(names))
-    plain = _plain(folder, shaped_by)
-    for name in names:
-        assert got.witnesses[feature(name).witness] > 0, f"{name} did not act: {got.witnesses}"
-    _assert_equal(got, plain)
+def test_every_architecture_is_a_family_here(folder_of: Callable[[str], Path]) -> None:
+    found = set()
+    for family in FAMILIES:
+        checkpoint = open_checkpoint(folder_of(family))
+        found.add(architecture_of(checkpoint.config()))
+        checkpoint.close()
+    assert found == set(ARCHITECTURES)
 
 
-def _changes_output(name: str) -> bool:
-    scenario = Scenario()
-    scenarios.TURN_ON[name](scenario)
-    return bool(scenario.shaping)
+def test_the_quick_half_shows_every_family_every_feature_in_company() -> None:
+    assert {(case.names, case.family) for case in CASES if len(case.names) == 2} == {
+        (pair, family) for pair in PAIRS for family in FAMILIES
+    }
+    quick = [case for case in CASES if not case.is_slow and len(case.names) == 2]
+    for family in FAMILIES:
+        assert {name for case in quick if case.family == family for name in case.names} == set(NAMES)
 
 
-def _assert_equal(got: Finished, plain: Finished) -> None:
-    tolerance = 0.0 if got.is_exact else REFERENCE_TOLERANCE
-    for index, (ours, theirs) in enumerate(zip(got.outputs, plain.outputs, strict=True)):
-        for one, other in zip(ours, theirs, strict=False):
-            place = f"request {index}, output {one.index}"
-            assert one.token_ids == other.token_ids, place
-            assert one.text == other.text, place
-            assert (one.finish_reason, one.stop_reason) == (other.finish_reason, other.stop_reason), place
-            _assert_close(one.logprobs, other.logprobs, tolerance, place)
-            _assert_close(one.prompt_logprobs[1:], other.prompt_logprobs[1:], tolerance, place)
-
-
-def _assert_close(mine: list[dict], reference: list[dict], tolerance: float, place: str) -> None:
-    """Entries of a run that did not ask for logprobs are not there."""
-    for entry, expected in zip(mine, reference, strict=bool(mine)):
-        worst = max(abs(entry[token].logprob - expected[token].logprob) for token in entry)
-        assert worst <= tolerance, f"{place}: logprobs differ by {worst}"
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.id, marks=[pytest.mark.slow] * case.is_slow) for case in CASES]
+)
+def test_equals_the_plain_run(case: Case, folder_of: Callable[[str], Path]) -> None:
+    folder = folder_of(case.family)
+    shaped_by = frozenset(filter(scenarios.changes_output, case.names))
+    got = scenarios.run(folder, with_features(case.names), tiny_work())
+    assert_acted(got, case.names)
+    assert_equal(got, _plain(folder, shaped_by))

@@ -1,0 +1,49 @@
+"""Which features meet on which family: all of them in the whole suite, a rotation of them in its quick half."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from headrace.core.features import FEATURES, feature
+
+FULL = ("llama", "qwen2", "qwen3", "nemotron")
+"""Families whose layers all keep everything."""
+WINDOWED = ("gemma3-untied-window-40", "mistral-window-40-odd-mqa", "phi3-longrope-long", "exaone4-window-40-odd")
+"""Families with a window: in some layers (Gemma, EXAONE, whose full layers have no rope) or in all (Mistral, Phi with
+its long rope). The window is longer than a block and shorter than the prompts."""
+FAMILIES = (*FULL, *WINDOWED)
+"""Variants of ``parity.tiny``, one for each architecture."""
+
+NAMES = tuple(row.name for row in FEATURES)
+
+
+def _possible(pair: tuple[str, ...]) -> bool:
+    return not any(other in (feature(one).excludes or {}) for one, other in itertools.permutations(pair, 2))
+
+
+ALONE = tuple((name,) for name in NAMES)
+PAIRS = tuple(pair for pair in itertools.combinations(NAMES, 2) if _possible(pair))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Features that are on together, on a tiny model of a family."""
+
+    names: tuple[str, ...]
+    family: str
+    is_slow: bool
+
+    @property
+    def id(self) -> str:
+        return f"{'everything' if self.names == NAMES else '+'.join(self.names)}-{self.family}"
+
+
+def all_cases() -> list[Case]:
+    """Every feature alone, every pair, and everything at once, on every family. Of the pairs, each is quick on two
+    families, one of each kind, that change from pair to pair. A family's cases stand together: they share its plain
+    runs."""
+    quick = {(pair, kind[turn % len(kind)]) for turn, pair in enumerate(PAIRS) for kind in (FULL, WINDOWED)}
+    cases = [Case(names, family, is_slow=False) for family in FAMILIES for names in (*ALONE, NAMES)]
+    cases += [Case(pair, family, (pair, family) not in quick) for family in FAMILIES for pair in PAIRS]
+    return sorted(cases, key=lambda case: (case.is_slow, FAMILIES.index(case.family)))

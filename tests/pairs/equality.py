@@ -1,0 +1,37 @@
+"""What "the same as the plain run" means: tokens, text and ends, and logprobs as near as the operators promise."""
+
+from __future__ import annotations
+
+from headrace.core.features import feature
+
+from .scenarios import Finished
+
+REFERENCE_TOLERANCE = 5e-4
+"""On logprobs, as in the parity tests: sharp attention blows fp32 noise up to 1.5e-4. Native operators promise the
+bits."""
+
+
+def assert_acted(got: Finished, names: tuple[str, ...]) -> None:
+    """Every feature has left its mark: a feature that did nothing is equal to the plain run without proving anything."""
+    for name in names:
+        assert got.witnesses[feature(name).witness] > 0, f"{name} did not act: {got.witnesses}"
+
+
+def assert_equal(got: Finished, plain: Finished, tolerance: float = REFERENCE_TOLERANCE) -> None:
+    """``tolerance``: on logprobs, where the operators do not promise bits."""
+    tolerance = 0.0 if got.is_exact else tolerance
+    for index, (ours, theirs) in enumerate(zip(got.outputs, plain.outputs, strict=True)):
+        for one, other in zip(ours, theirs, strict=False):
+            place = f"request {index}, output {one.index}"
+            assert one.token_ids == other.token_ids, place
+            assert one.text == other.text, place
+            assert (one.finish_reason, one.stop_reason) == (other.finish_reason, other.stop_reason), place
+            _assert_close(one.logprobs, other.logprobs, tolerance, place)
+            _assert_close(one.prompt_logprobs[1:], other.prompt_logprobs[1:], tolerance, place)
+
+
+def _assert_close(mine: list[dict], reference: list[dict], tolerance: float, place: str) -> None:
+    """Entries of a run that did not ask for logprobs are not there."""
+    for entry, expected in zip(mine, reference, strict=bool(mine)):
+        worst = max(abs(entry[token].logprob - expected[token].logprob) for token in entry)
+        assert worst <= tolerance, f"{place}: logprobs differ by {worst}"
