@@ -27,4 +27,15 @@ static inline bf16 to_bf16(float x) {
     return {uint16_t((wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16)};
 }
 
+// A value in the type T.
+template <class T, class S>
+static inline T converted(S x) {
+    if constexpr (sizeof(T) == sizeof(S))
+        return x;
+    else if constexpr (sizeof(T) == sizeof(bf16))
+        return to_bf16(x);
+    else
+        return to_float(x);
+}
+
 }  // namespace headrace

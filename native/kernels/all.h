@@ -3,6 +3,7 @@
 // nothing of the standard library that is not a plain C function.
 #pragma once
 
+#include "kernels/attention.h"
 #include "kernels/linear.h"
 #include "kernels/norm.h"
 #include "kernels/roofline.h"
@@ -10,8 +11,15 @@
 
 namespace headrace {
 
+template <class Q, class T>
+constexpr AttentionKernels attention_kernels() {
+    return {AttentionScratch<T>::bytes, write_kv<Q, T>, attend_tile<Q, T>, attend_segment<Q, T>, merge_segments<Q, T>};
+}
+
 const KernelTable& HEADRACE_TABLE() {
     static constexpr KernelTable table = {
+        .attention = {{attention_kernels<float, float>(), attention_kernels<float, bf16>()},
+                      {attention_kernels<bf16, float>(), attention_kernels<bf16, bf16>()}},
         .read_all = read_all,
         .multiply_all_f32 = multiply_all<float>,
         .multiply_all_bf16 = multiply_all<bf16>,

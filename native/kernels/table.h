@@ -2,6 +2,7 @@
 // into ranges and hands them to the pool.
 #pragma once
 
+#include "kernels/attention_args.h"
 #include "kernels/linear_args.h"
 #include "kernels/norm_args.h"
 
@@ -15,7 +16,16 @@ struct LinearKernels {
                 int64_t first_panel, int64_t last_panel);
 };
 
+struct AttentionKernels {
+    int64_t (*scratch_bytes)(const Attend&);
+    void (*write_kv)(const WriteKv&, const KvPlaces&, int64_t first_row, int64_t last_row);
+    void (*tile)(const Attend&, const AttentionTile&, int64_t kv_head, char* scratch);
+    void (*segment)(const Attend&, const AttentionTile&, int64_t kv_head, int64_t segment, float* partials, char* scratch);
+    void (*merge)(const Attend&, const AttentionTile&, int64_t kv_head, float* partials, int64_t stride);
+};
+
 struct KernelTable {
+    AttentionKernels attention[2][2];  // by the dtypes of rows and of the cache
     float (*read_all)(const void* memory, int64_t bytes);
     int64_t (*multiply_all_f32)(int64_t turns, float guard);
     int64_t (*multiply_all_bf16)(int64_t turns, float guard);

@@ -39,6 +39,16 @@ struct Vec {
     static Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
     static Vec max(Vec a, Vec b) { return {vbslq_f32(vcgtq_f32(a.v, b.v), a.v, b.v)}; }
     static Vec min(Vec a, Vec b) { return {vbslq_f32(vcltq_f32(a.v, b.v), a.v, b.v)}; }
+    // To the nearest whole number, ties to even.
+    static Vec nearest(Vec x) { return {vrndnq_f32(x.v)}; }
+    // x * 2^n for whole n from -160 to 127: in two steps, since 2^-160 is no float.
+    static Vec times_power_of_two(Vec x, Vec n) {
+        const int32x4_t whole = vcvtq_s32_f32(n.v), half = vshrq_n_s32(whole, 1);
+        return x * power_of_two(half) * power_of_two(vsubq_s32(whole, half));
+    }
+    float largest() const {
+        return vmaxvq_f32(v);
+    }
     // The sum of all lanes: halves are added until one is left.
     float sum() const {
         const float32x2_t two = vadd_f32(vget_low_f32(v), vget_high_f32(v));
@@ -46,6 +56,9 @@ struct Vec {
     }
 
   private:
+    static Vec power_of_two(int32x4_t n) {
+        return {vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23))};
+    }
     static uint32x4_t pairs(const bf16* p) {
         return vreinterpretq_u32_u16(vld1q_u16(reinterpret_cast<const uint16_t*>(p)));
     }

@@ -1,0 +1,73 @@
+// Arguments of paged attention, and the layout of a block of the cache.
+//
+// A block holds 32 tokens. For each KV head, keys lie in units of k as in a panel of a packed weight: the 32 tokens' values
+// of unit 0, then of unit 1, a unit being one value of the head in fp32 and a pair of neighbours in bf16. Values lie in
+// units of tokens: the head's values at token 0 (fp32), or at tokens 0 and 1 in pairs (bf16), and so on. Both products run
+// along units of 32 bits, as those with packed weights do.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace headrace {
+
+constexpr int64_t block_tokens = 32;
+// Tokens of a segment. Part of the definition: every segment's softmax starts afresh, and segments are merged in order.
+constexpr int64_t segment_tokens = 128;
+constexpr int64_t segment_blocks = segment_tokens / block_tokens;
+// Rows of a tile at most. Where a tile starts has no effect on results.
+constexpr int64_t attention_tile_rows = 8;
+
+// Where the rows of a step lie in the cache.
+struct KvPlaces {
+    const int64_t* write_index;  // [rows] block * 32 + place
+};
+
+struct WriteKv {
+    const void* k;  // [rows, n_kv_heads, head_dim]
+    const void* v;
+    void* cache;
+    int64_t k_stride;  // values from a row to the next
+    int64_t v_stride;
+    int64_t block_stride;  // values of the cache
+    int64_t n_kv_heads;
+    int64_t head_dim;
+};
+
+// Neighbouring rows of a sequence.
+struct AttentionTile {
+    int64_t first_row;
+    int64_t n_rows;
+    int64_t first_position;
+    const int32_t* blocks;  // the sequence's row of the block table
+    int64_t first_segment;
+    int64_t n_segments;
+    int64_t partial;  // its first place in the partial results, by segment; -1: one thread does all segments
+};
+
+struct Attend {
+    const void* q;  // [rows, n_heads, head_dim], dense heads
+    const void* cache;
+    void* y;  // [rows, n_heads, head_dim], dense
+    int64_t q_stride;
+    int64_t block_stride;
+    int64_t n_heads;
+    int64_t n_kv_heads;
+    int64_t head_dim;
+    int64_t window;  // keys a row sees, itself included; 0: all
+    float scale;
+};
+
+// A row's softmax over some keys: the largest score, the sum of weights, and the weighted values behind them.
+struct PartialHead {
+    float largest;
+    float sum;
+};
+
+static inline int64_t group_of(const Attend& job) { return job.n_heads / job.n_kv_heads; }
+// Floats of a row's weighted values, with room for whole vectors.
+static inline int64_t padded_dim(const Attend& job) { return (job.head_dim + 31) / 32 * 32; }
+static inline int64_t partial_floats(const Attend& job) { return 16 + padded_dim(job); }
+
+}  // namespace headrace

@@ -1,0 +1,169 @@
+"""Native attention: against a row-by-row oracle in fp64, and to the bit against itself however a step is cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.cache.specs import FullKV, SlidingKV
+from headrace.core.errors import EngineError
+from headrace.core.plan import BLOCK_TOKENS
+from headrace.ops.batch import Batch, GroupBatch
+from headrace.ops.native import core
+
+pytestmark = pytest.mark.skipif(not core.is_available(), reason=f"no native core: {core.reason()}")
+if core.is_available():
+    from headrace.ops.native.attention import BACKEND
+
+NO_BLOCK = 1 << 30
+N_LAYERS = 2
+F32, BF16 = torch.float32, torch.bfloat16
+TOLERANCE = {F32: 2e-6, BF16: 2e-2}
+"""Of outputs of about 1: fp32 sums of some hundred terms; one rounding of queries, weights and output to bf16."""
+
+
+class Sequences:
+    """Random rows of several sequences, and a cache full of garbage that steps write into and read from."""
+
+    def __init__(self, lengths: list[int], window: int | None, n_kv: int, shared: int, dim: int, seed: int = 0,
+                 rows: torch.dtype = F32, cache: torch.dtype = F32, garbage: float = torch.nan) -> None:  # fmt: skip
+        rng = torch.Generator().manual_seed(seed)
+
+        def noise(length: int, heads: int) -> torch.Tensor:
+            return torch.randn((length, heads, dim), generator=rng).to(rows)
+
+        self.lengths, self.window, self.shared, self.cache_dtype = lengths, window, shared, cache
+        args = (n_kv, dim, cache.itemsize)
+        self.spec = FullKV(*args) if window is None else SlidingKV(*args, window)
+        self.q = [noise(length, n_kv * shared) for length in lengths]
+        self.k = [noise(length, n_kv) for length in lengths]
+        self.v = [noise(length, n_kv) for length in lengths]
+        widths = [-(-length // BLOCK_TOKENS) for length in lengths]
+        self.memory = torch.full((1 + sum(widths), N_LAYERS, 2, n_kv, BLOCK_TOKENS, dim), garbage, dtype=cache)
+        order = (1 + torch.randperm(sum(widths), generator=rng)).tolist()
+        self.table = torch.full((len(lengths), max(widths)), NO_BLOCK, dtype=torch.int32)
+        for s, width in enumerate(widths):
+            self.table[s, :width] = torch.tensor([order.pop() for _ in range(width)])
+
+    def step(self, parts: list[tuple[int, int, int]]) -> list[torch.Tensor]:
+        """Rows [first, last) of sequences, together: [(sequence, first, last)] -> their outputs."""
+        positions = [torch.arange(first, last) for _, first, last in parts]
+        table = self.table[[s for s, _, _ in parts]].clone()
+        for row, (_, first, _) in enumerate(parts):
+            table[row, : self.spec.needed_from(first) // BLOCK_TOKENS] = NO_BLOCK
+        where = [self.table[s, p // 32].long() * 32 + p % 32 for (s, _, _), p in zip(parts, positions, strict=True)]
+        counts = torch.tensor([0] + [last - first for _, first, last in parts])
+        batch = Batch(
+            input_ids=torch.zeros(int(counts.sum()), dtype=torch.int64),
+            positions=torch.cat(positions),
+            query_starts=counts.cumsum(0),
+            seq_lens=torch.tensor([last for _, _, last in parts]),
+            groups=(GroupBatch(table, torch.cat(where)),),
+        )
+        q, k, v = (torch.cat([x[s][first:last] for s, first, last in parts]) for x in (self.q, self.k, self.v))
+        # As a model hands them over: heads of one wide row.
+        wide = torch.cat((q, k, v), 1)
+        n_q, n_kv = q.shape[1], k.shape[1]
+        q, k, v = wide[:, :n_q], wide[:, n_q : n_q + n_kv], wide[:, n_q + n_kv :]
+        metadata = BACKEND.plan(batch, 0, self.spec)
+        out = BACKEND.attend(q, k, v, BACKEND.bind(self.memory[:, 1]), metadata, scale=0.3)
+        assert out.dtype == q.dtype
+        return list(out.split([last - first for _, first, last in parts]))
+
+    def whole(self) -> list[torch.Tensor]:
+        """Every sequence in one piece, alone."""
+        return [self.step([(s, 0, length)])[0] for s, length in enumerate(self.lengths)]
+
+    def expected(self, s: int) -> torch.Tensor:
+        k, v = (x[s].to(self.cache_dtype).double().repeat_interleave(self.shared, 1) for x in (self.k, self.v))
+        scores = torch.einsum("qhd,khd->hqk", self.q[s].double(), k).mul(0.3)
+        position = torch.arange(self.lengths[s])
+        hidden = position[None] > position[:, None]
+        if self.window is not None:
+            hidden |= position[None] <= position[:, None] - self.window
+        return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+
+
+def cut(sequences: Sequences, seed: int) -> list[torch.Tensor]:
+    """All rows in steps of random rows of random sequences."""
+    rng = torch.Generator().manual_seed(seed)
+    done = [0] * len(sequences.lengths)
+    pieces: list[list[torch.Tensor]] = [[] for _ in done]
+    while any(at < length for at, length in zip(done, sequences.lengths, strict=True)):
+        parts = []
+        for s, length in enumerate(sequences.lengths):
+            n = int(torch.randint(0, 40, (), generator=rng))
+            n = 1 if n % 3 == 0 else n
+            if done[s] < length and n:
+                parts.append((s, done[s], min(length, done[s] + n)))
+        for (s, _, last), out in zip(parts, sequences.step(parts) if parts else [], strict=True):
+            pieces[s].append(out)
+            done[s] = last
+    return [torch.cat(part) for part in pieces]
+
+
+shapes = {
+    "lengths": st.lists(st.sampled_from([1, 2, 31, 32, 33, 70, 129, 200, 300]), min_size=1, max_size=4),
+    "window": st.sampled_from([None, 1, 5, 32, 33, 64, 150]),
+    "n_kv": st.sampled_from([1, 2, 3]),
+    "shared": st.sampled_from([1, 2, 3, 7]),
+    "dim": st.sampled_from([4, 12, 20, 24, 32, 40, 64]),
+    "rows": st.sampled_from([F32, BF16]),
+    "cache": st.sampled_from([F32, BF16]),
+    "garbage": st.sampled_from([torch.nan, torch.inf, -torch.inf, 1e30]),
+    "seed": st.integers(0, 1 << 30),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(**shapes)
+def test_any_shape_equals_the_oracle_and_garbage_never_leaks(
+    lengths, window, n_kv, shared, dim, rows, cache, garbage, seed
+):
+    case = Sequences(lengths, window, n_kv, shared, dim, seed, rows, cache, garbage)
+    for s, out in enumerate(case.whole()):
+        tolerance = max(TOLERANCE[rows], TOLERANCE[cache])
+        torch.testing.assert_close(out.double(), case.expected(s), rtol=tolerance, atol=tolerance)
+
+
+@settings(max_examples=40, deadline=None)
+@given(**shapes)
+def test_any_cut_into_steps_gives_the_same_bits(lengths, window, n_kv, shared, dim, rows, cache, garbage, seed):
+    whole = Sequences(lengths, window, n_kv, shared, dim, seed, rows, cache, garbage).whole()
+    threads = core.native().threads()
+    try:
+        core.native().set_threads(1 + seed % 3)
+        pieces = cut(Sequences(lengths, window, n_kv, shared, dim, seed, rows, cache, garbage), seed)
+    finally:
+        core.native().set_threads(threads)
+    for one, other in zip(whole, pieces, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_many_sequences_at_once_give_the_bits_of_each_alone() -> None:
+    lengths = [17 * i % 190 + 1 for i in range(40)]
+    whole = Sequences(lengths, 50, 2, 3, 20, cache=BF16, rows=BF16).whole()
+    case = Sequences(lengths, 50, 2, 3, 20, cache=BF16, rows=BF16)
+    for s, length in enumerate(lengths):
+        if length > 1:
+            case.step([(s, 0, length - 1)])
+    for s, out in enumerate(case.step([(s, length - 1, length) for s, length in enumerate(lengths)])):
+        assert torch.equal(out, whole[s][-1:])
+
+
+def test_other_layers_and_other_blocks_stay_untouched() -> None:
+    case = Sequences([40], None, 2, 2, 12, garbage=7.0)
+    before = case.memory.clone()
+    case.step([(0, 0, 3)])
+    assert (case.memory != before).sum() == 3 * 2 * 2 * 12
+
+
+def test_a_cache_of_another_layout_is_refused() -> None:
+    good = torch.zeros(4, 2, 3, BLOCK_TOKENS, 8)
+    BACKEND.bind(good)
+    with pytest.raises(EngineError, match="dense blocks"):
+        BACKEND.bind(good.transpose(2, 3))
+    with pytest.raises(EngineError, match="native layout"):
+        BACKEND.bind(good.half())
