@@ -20,6 +20,7 @@ NB_MODULE(_native, m) {
     m.def("threads", [] { return Pool::instance().threads(); });
     bind_linear(m);
     bind_attention(m);
+    bind_elementwise(m);
     bind_norm(m);
     bind_roofline(m);
     bind_tape(m);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/attention.h"
+#include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/norm.h"
 #include "kernels/roofline.h"
@@ -25,6 +26,16 @@ const KernelTable& HEADRACE_TABLE() {
         .multiply_all_bf16 = multiply_all<bf16>,
         .linear_f32 = {tile_rows, Dot<float>::x_bytes, pack_x<float>, linear<float>},
         .linear_bf16 = {tile_rows, Dot<bf16>::x_bytes, pack_x<bf16>, linear<bf16>},
+        .elementwise = {{elementwise<Elementwise::silu_mul, float>, elementwise<Elementwise::silu_mul, bf16>},
+                        {elementwise<Elementwise::gelu_tanh_mul, float>, elementwise<Elementwise::gelu_tanh_mul, bf16>},
+                        {elementwise<Elementwise::relu_squared, float>, elementwise<Elementwise::relu_squared, bf16>},
+                        {elementwise<Elementwise::soft_cap, float>, elementwise<Elementwise::soft_cap, bf16>},
+                        {elementwise<Elementwise::add, float>, elementwise<Elementwise::add, bf16>},
+                        {elementwise<Elementwise::scale, float>, elementwise<Elementwise::scale, bf16>}},
+        .rope_f32 = rope<float>,
+        .rope_bf16 = rope<bf16>,
+        .layer_norm_f32 = layer_norm<float>,
+        .layer_norm_bf16 = layer_norm<bf16>,
         .rms_norm_f32 = rms_norm<float>,
         .rms_norm_bf16 = rms_norm<bf16>,
     };

@@ -5,17 +5,28 @@
 
 namespace headrace {
 
-// y = x / sqrt(mean(x^2) + eps) * (weight + offset), row by row.
+// y = x / sqrt(mean(x^2) + eps) times the weight, head by head of each row.
 struct RmsNorm {
     const void* x;
-    const void* weight;
-    void* y;
-    int64_t size;        // values of a row
+    const void* weight;  // [weights, size]: head h takes h % weights
+    void* y;             // dense rows
+    int64_t size;        // values of a head
+    int64_t heads;       // of a row, one behind another
     int64_t x_stride;    // values from a row to the next
-    int64_t y_stride;
-    int64_t heads;       // rows that have weights of their own, in turn: weight is [heads, size]
+    int64_t weights;
     float eps;
     bool plus_one;       // factor 1 + weight in fp32 before rounding; else the normed value is rounded first
+};
+
+// y = (x - mean) / sqrt(var + eps) * (1 + weight) + bias, row by row.
+struct LayerNorm {
+    const void* x;
+    const void* weight;
+    const void* bias;
+    void* y;  // dense rows
+    int64_t size;
+    int64_t x_stride;
+    float eps;
 };
 
 }  // namespace headrace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention_args.h"
+#include "kernels/elementwise_args.h"
 #include "kernels/linear_args.h"
 #include "kernels/norm_args.h"
 
@@ -31,6 +32,11 @@ struct KernelTable {
     int64_t (*multiply_all_bf16)(int64_t turns, float guard);
     LinearKernels linear_f32;
     LinearKernels linear_bf16;
+    void (*elementwise[int(Elementwise::count)][2])(const ElementwiseRows&, int64_t first_row, int64_t last_row);
+    void (*rope_f32)(const Rope&, int64_t first_row, int64_t last_row);
+    void (*rope_bf16)(const Rope&, int64_t first_row, int64_t last_row);
+    void (*layer_norm_f32)(const LayerNorm&, int64_t first_row, int64_t last_row);
+    void (*layer_norm_bf16)(const LayerNorm&, int64_t first_row, int64_t last_row);
     void (*rms_norm_f32)(const RmsNorm&, int64_t first_row, int64_t last_row);
     void (*rms_norm_bf16)(const RmsNorm&, int64_t first_row, int64_t last_row);
 };

@@ -8,6 +8,7 @@ namespace headrace {
 
 
 
+void run(const LayerNorm& job, Dtype dtype, int64_t n_rows);
 void run(const RmsNorm& job, Dtype dtype, int64_t n_rows);
 
 }  // namespace headrace

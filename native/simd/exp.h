@@ -4,9 +4,10 @@
 namespace headrace {
 namespace {
 
-// Within 2 units in the last place for x <= 88; 0 below -104, so that exp(-inf) is 0. Lane by lane.
+// Within 2 units in the last place up to x = 88, infinite from 89 on, 0 below -104. Lane by lane.
 static inline Vec exp(Vec x) {
-    x = Vec::max(x, Vec::all(-104.0f));
+    // In this order of arguments a NaN stays one.
+    x = Vec::min(Vec::all(89.0f), Vec::max(Vec::all(-104.0f), x));
     const Vec n = Vec::nearest(x * Vec::all(1.44269504088896341f));
     const Vec r = Vec::fma(n, Vec::all(2.12194440e-4f), Vec::fma(n, Vec::all(-0.693359375f), x));
     Vec p = Vec::all(1.9875691500e-4f);

@@ -83,7 +83,7 @@ def test_llama3_case_meets_all_three_zones():
 
 
 def angles(max_seq_len: int | None) -> torch.Tensor:
-    ctx = BuildContext(ops=select_ops("cpu", torch.float32), max_seq_len=max_seq_len)
+    ctx = BuildContext(ops=select_ops("cpu", torch.float32, "reference"), max_seq_len=max_seq_len)
     return Rope(ctx, spec_of("dynamic", {"factor": 2.0}), 16)(torch.arange(300)).cos
 
 
@@ -105,7 +105,7 @@ def test_which_list_of_long_rope_counts_is_fixed_when_the_engine_is_built():
     )
 
     def cosines(max_seq_len: int | None) -> torch.Tensor:
-        return Rope(BuildContext(ops=select_ops("cpu", torch.float32), max_seq_len=max_seq_len), spec, 4)(
+        return Rope(BuildContext(ops=select_ops("cpu", torch.float32, "reference"), max_seq_len=max_seq_len), spec, 4)(
             torch.arange(300)
         ).cos
 

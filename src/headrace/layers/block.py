@@ -36,11 +36,12 @@ class PreNormBlock(Layer):
         self.attention = attention
         self.mlp_norm = norm(ctx, f"{name}.post_attention_layernorm", hidden_size, eps)
         self.mlp = mlp
+        self._add = ctx.ops.add
 
     def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]."""
-        x = x + self.attention(self.attention_norm(x), angles, batch)
-        return x + self.mlp(self.mlp_norm(x))
+        x = self._add(x, self.attention(self.attention_norm(x), angles, batch))
+        return self._add(x, self.mlp(self.mlp_norm(x)))
 
 
 class PostNormBlock(Layer):
@@ -53,11 +54,12 @@ class PostNormBlock(Layer):
         self.after_attention = RMSNorm(ctx, f"{name}.post_attention_layernorm", hidden_size, eps)
         self.mlp = mlp
         self.after_mlp = RMSNorm(ctx, f"{name}.post_feedforward_layernorm", hidden_size, eps)
+        self._add = ctx.ops.add
 
     def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]."""
-        x = x + self.after_attention(self.attention(x, angles, batch))
-        return x + self.after_mlp(self.mlp(x))
+        x = self._add(x, self.after_attention(self.attention(x, angles, batch)))
+        return self._add(x, self.after_mlp(self.mlp(x)))
 
 
 class SandwichBlock(Layer):
@@ -75,8 +77,9 @@ class SandwichBlock(Layer):
         self.before_mlp = norm("pre_feedforward_layernorm")
         self.mlp = mlp
         self.after_mlp = norm("post_feedforward_layernorm")
+        self._add = ctx.ops.add
 
     def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]."""
-        x = x + self.after_attention(self.attention(self.before_attention(x), angles, batch))
-        return x + self.after_mlp(self.mlp(self.before_mlp(x)))
+        x = self._add(x, self.after_attention(self.attention(self.before_attention(x), angles, batch)))
+        return self._add(x, self.after_mlp(self.mlp(self.before_mlp(x))))

@@ -34,8 +34,7 @@ class Gemma3ForCausalLM(Decoder):
         shape = AttentionShape(c.hidden_size, c.n_heads, c.n_kv_heads, c.head_dim)
         scale = fields.number("query_pre_attn_scalar", 256.0) ** -0.5
         self.embed = Embedding(ctx, "model.embed_tokens", c.vocab_size, c.hidden_size)
-        # Rounded to the weights' dtype before it is used: visible in bf16.
-        self._embed_scale = torch.tensor(c.hidden_size**0.5, device=ctx.device).to(ctx.dtype)
+        self._scale, self._embed_scale = ctx.ops.scale, c.hidden_size**0.5
         full, sliding = _ropes(fields, c.head_dim, c.max_positions)
         self.full_rope, self.sliding_rope = Rope(ctx, full, c.head_dim), Rope(ctx, sliding, c.head_dim)
         windows = _windows(fields, c.n_layers)
@@ -65,7 +64,7 @@ class Gemma3ForCausalLM(Decoder):
         self.head = LMHead(ctx, "lm_head", c.vocab_size, c.hidden_size, tied=self.embed if c.tied else None, cap=cap)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        x = self.embed(batch.input_ids) * self._embed_scale
+        x = self._scale(self.embed(batch.input_ids), self._embed_scale)
         full, sliding = self.full_rope(batch.positions), self.sliding_rope(batch.positions)
         for layer, slides in zip(self.layers, self._slides, strict=True):
             x = layer(x, sliding if slides else full, batch)

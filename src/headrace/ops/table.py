@@ -34,7 +34,7 @@ class Implementation:
     attribute: str
     devices: frozenset[str]
     dtypes: frozenset[torch.dtype] = ANY_DTYPE
-    """Of parameters and activations."""
+    """Of parameters and activations; for attention, of the cache."""
     needs_core: bool = False
     """Exists only where the native core does."""
 
@@ -57,6 +57,8 @@ class Ops:
     gelu_tanh_mul: Callable[[torch.Tensor], torch.Tensor]
     relu_squared: Callable[[torch.Tensor], torch.Tensor]
     soft_cap: Callable[[torch.Tensor, float], torch.Tensor]
+    add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    scale: Callable[[torch.Tensor, float], torch.Tensor]
     attention: AttentionBackend
     chosen: Mapping[str, str] = field(default_factory=dict)
     """Operator name -> implementation name, for reports."""
@@ -73,24 +75,33 @@ def _native(module: str, attribute: str) -> Implementation:
 
 TABLE: dict[str, tuple[Implementation, ...]] = {
     "linear": (_native("linear", "LINEAR"), _reference("linear", "LINEAR")),
-    "rms_norm": (_reference("norm", "rms_norm"),),
-    "rms_norm_plus_one": (_reference("norm", "rms_norm_plus_one"),),
-    "layer_norm_plus_one": (_reference("norm", "layer_norm_plus_one"),),
-    "rope_angles": (_reference("rope", "rope_angles"),),
-    "rope": (_reference("rope", "rope"),),
-    "silu_mul": (_reference("activation", "silu_mul"),),
-    "gelu_tanh_mul": (_reference("activation", "gelu_tanh_mul"),),
-    "relu_squared": (_reference("activation", "relu_squared"),),
-    "soft_cap": (_reference("activation", "soft_cap"),),
-    "attention": (_reference("attention", "BACKEND"),),
+    "rms_norm": (_native("norm", "rms_norm"), _reference("norm", "rms_norm")),
+    "rms_norm_plus_one": (_native("norm", "rms_norm_plus_one"), _reference("norm", "rms_norm_plus_one")),
+    "layer_norm_plus_one": (_native("norm", "layer_norm_plus_one"), _reference("norm", "layer_norm_plus_one")),
+    "rope_angles": (_native("rope", "rope_angles"), _reference("rope", "rope_angles")),
+    "rope": (_native("rope", "rope"), _reference("rope", "rope")),
+    "silu_mul": (_native("elementwise", "silu_mul"), _reference("activation", "silu_mul")),
+    "gelu_tanh_mul": (_native("elementwise", "gelu_tanh_mul"), _reference("activation", "gelu_tanh_mul")),
+    "relu_squared": (_native("elementwise", "relu_squared"), _reference("activation", "relu_squared")),
+    "soft_cap": (_native("elementwise", "soft_cap"), _reference("activation", "soft_cap")),
+    "add": (_native("elementwise", "add"), _reference("activation", "add")),
+    "scale": (_native("elementwise", "scale"), _reference("activation", "scale")),
+    "attention": (_native("attention", "BACKEND"), _reference("attention", "BACKEND")),
 }
 """Operator name -> implementations, the preferred one first."""
 
 
-def select_ops(device: torch.device | str, dtype: torch.dtype, forced: str | Mapping[str, str] | None = None) -> Ops:
+def select_ops(
+    device: torch.device | str,
+    dtype: torch.dtype,
+    forced: str | Mapping[str, str] | None = None,
+    *,
+    kv_dtype: torch.dtype | None = None,
+) -> Ops:
     """The operators for ``device``, and parameters and activations of ``dtype``.
 
     Args:
+        kv_dtype: of the cache, which decides about attention; None: ``dtype``.
         forced: an implementation name for all operators, or operator name -> implementation name for some.
 
     Raises:
@@ -104,7 +115,8 @@ def select_ops(device: torch.device | str, dtype: torch.dtype, forced: str | Map
             raise ConfigError(
                 f"no operator is called {name!r}; there are {', '.join(TABLE)}.{did_you_mean(name, TABLE)}"
             )
-    picked = {name: _pick(name, kind, dtype, wanted.get(name)) for name in TABLE}
+    dtypes = dict.fromkeys(TABLE, dtype) | {"attention": kv_dtype or dtype}
+    picked = {name: _pick(name, kind, dtypes[name], wanted.get(name)) for name in TABLE}
     return Ops(
         **{name: implementation.load() for name, implementation in picked.items()},
         chosen={name: implementation.name for name, implementation in picked.items()},

@@ -49,12 +49,11 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         ConfigError, ModelError, CheckpointError: before memory is taken, where that is possible.
     """
     threads = args.num_threads or usable_cpus()
-    torch.set_num_threads(threads)
     with phases.time("build model"):
         device = torch.device("cpu")
         dtype = _dtype(args.dtype, config)
-        ops = _operators(device, dtype, threads)
         kv_dtype = dtype if args.kv_cache_config.dtype == "auto" else _DTYPES[args.kv_cache_config.dtype]
+        ops = _operators(device, dtype, kv_dtype, threads)
         ctx = BuildContext(ops, dtype, device, max_seq_len=args.max_seq_len, kv_dtype=kv_dtype)
         model = build_model(config, ctx)
         max_seq_len = _max_seq_len(args, model)
@@ -89,11 +88,14 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
     return Worker(StepRunner(model, sampler, ops.attention, groups, views, slots), capacity, memory, effective)
 
 
-def _operators(device: torch.device, dtype: torch.dtype, threads: int) -> Ops:
+def _operators(device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, threads: int) -> Ops:
     if not core.is_available():
         log.warning("no native core (%s): torch's reference operators compute, which is slow", core.reason())
     core.set_threads(threads)
-    return select_ops(device, dtype, read_forced(os.environ.get(FORCE_VARIABLE, "")))
+    ops = select_ops(device, dtype, read_forced(os.environ.get(FORCE_VARIABLE, "")), kv_dtype=kv_dtype)
+    # Two pools on the same CPUs stall each other: where the core computes the products, torch keeps to one thread.
+    torch.set_num_threads(1 if ops.chosen["linear"] == "native" else threads)
+    return ops
 
 
 def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], dtype: torch.dtype) -> list[torch.Tensor]:

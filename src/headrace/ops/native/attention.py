@@ -47,9 +47,7 @@ class NativeAttention:
             )
         if kv_cache.dtype not in DTYPES or (kv_cache.dtype == torch.bfloat16 and head_dim % 2):
             raise EngineError(f"a cache of {kv_cache.dtype} with heads of {head_dim} has no native layout")
-        return NativeKV(
-            kv_cache, kv_cache.data_ptr(), DTYPES[kv_cache.dtype], kv_cache.stride(0), n_kv_heads, head_dim
-        )
+        return NativeKV(kv_cache, kv_cache.data_ptr(), DTYPES[kv_cache.dtype], kv_cache.stride(0), n_kv_heads, head_dim)
 
     def plan(self, batch: Batch, group: int, spec: CacheSpec) -> Any:
         part = batch.groups[group]

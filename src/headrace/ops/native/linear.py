@@ -10,6 +10,7 @@ from headrace.core.errors import EngineError
 from headrace.ops.memory import huge_zeros
 
 from .core import DTYPES, native
+from .workspace import empty
 
 _core = native()
 
@@ -62,7 +63,7 @@ class NativeLinear:
             x = x.contiguous()
         n_rows = x.shape[0]
         wanted = dtype or x.dtype
-        y = torch.empty((n_rows, weight.n_out), dtype=wanted)
+        y = empty((n_rows, weight.n_out), wanted)
         _core.linear(
             x.data_ptr(), weight.memory.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(),
             DTYPES[x.dtype], n_rows, weight.n_in, weight.n_out, x.stride(0), weight.n_out, segments,
@@ -72,7 +73,7 @@ class NativeLinear:
 
     def embed(self, ids: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
         ids = ids.contiguous()
-        y = torch.empty((ids.shape[0], weight.n_in), dtype=weight.dtype)
+        y = empty((ids.shape[0], weight.n_in), weight.dtype)
         _core.embedding(
             ids.data_ptr(), weight.memory.data_ptr(), y.data_ptr(), DTYPES[weight.dtype], ids.shape[0],
             weight.n_in, weight.n_out, weight.n_in,

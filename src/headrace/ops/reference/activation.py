@@ -1,4 +1,4 @@
-"""Activations, and the cap of logits."""
+"""Activations, the cap of logits, and the sums between parts of a block."""
 
 from __future__ import annotations
 
@@ -26,3 +26,13 @@ def relu_squared(x: torch.Tensor) -> torch.Tensor:
 def soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:
     """cap * tanh(x / cap)."""
     return torch.tanh(x / cap).mul_(cap)
+
+
+def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """x + y, both [T, n]."""
+    return x + y
+
+
+def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """x times ``factor``, which is rounded to the dtype of x first (Gemma's embeddings)."""
+    return x * torch.tensor(factor, dtype=x.dtype, device=x.device)

@@ -1,0 +1,72 @@
+// Activations and sums, value by value, and the rotation of heads.
+#pragma once
+
+#include "kernels/elementwise_args.h"
+#include "simd/exp.h"
+
+namespace headrace {
+namespace {
+
+static inline Vec silu(Vec x) { return x / (Vec::all(1.0f) + exp(Vec::zero() - x)); }
+
+// 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
+static inline Vec gelu_tanh(Vec x) {
+    const Vec cubic = Vec::fma(x * x * x, Vec::all(0.044715f), x);
+    return x / (Vec::all(1.0f) + exp(cubic * Vec::all(-2.0f * 0.7978845608028654f)));
+}
+
+static inline Vec tanh(Vec x) {
+    const Vec e = exp(x + x);
+    // Where e is infinite the quotient is not a number, and the limit is 1.
+    return Vec::all(1.0f) - Vec::all(2.0f) / (e + Vec::all(1.0f));
+}
+
+template <Elementwise kind, class T>
+Vec element(const ElementwiseRows& job, const T* x, const T* other, int n) {
+    const Vec value = Vec::load(x, n);
+    if constexpr (kind == Elementwise::silu_mul) return silu(value) * Vec::load(x + job.size, n);
+    if constexpr (kind == Elementwise::gelu_tanh_mul) return gelu_tanh(value) * Vec::load(x + job.size, n);
+    if constexpr (kind == Elementwise::relu_squared) {
+        const Vec positive = Vec::max(Vec::zero(), value);
+        return positive * positive;
+    }
+    if constexpr (kind == Elementwise::soft_cap) return tanh(value / Vec::all(job.c)) * Vec::all(job.c);
+    if constexpr (kind == Elementwise::add) return value + Vec::load(other, n);
+    if constexpr (kind == Elementwise::scale) return value * Vec::all(job.c);
+}
+
+template <Elementwise kind, class T>
+void elementwise(const ElementwiseRows& job, int64_t first_row, int64_t last_row) {
+    for (int64_t row = first_row; row < last_row; ++row) {
+        const T* x = static_cast<const T*>(job.x) + row * job.x_stride;
+        const T* other = static_cast<const T*>(job.other) + row * job.other_stride;
+        T* y = static_cast<T*>(job.y) + row * job.y_stride;
+        for (int64_t i = 0; i < job.size; i += Vec::lanes) {
+            const int n = int(job.size - i < Vec::lanes ? job.size - i : Vec::lanes);
+            element<kind, T>(job, x + i, other + i, n).store(y + i, n);
+        }
+    }
+}
+
+template <class T>
+void rope(const Rope& job, int64_t first_row, int64_t last_row) {
+    for (int64_t row = first_row; row < last_row; ++row) {
+        const float* cosines = job.angles + row * 2 * job.half;
+        const float* sines = cosines + job.half;
+        for (int64_t head = 0; head < job.heads; ++head) {
+            const T* x = static_cast<const T*>(job.x) + row * job.x_stride + head * job.head_dim;
+            T* y = static_cast<T*>(job.y) + (row * job.heads + head) * job.head_dim;
+            for (int64_t i = 0; i < job.half; i += Vec::lanes) {
+                const int n = int(job.half - i < Vec::lanes ? job.half - i : Vec::lanes);
+                const Vec a = Vec::load(x + i, n), b = Vec::load(x + job.half + i, n);
+                const Vec cosine = Vec::load(cosines + i, n), sine = Vec::load(sines + i, n);
+                Vec::fma(a, cosine, Vec::zero() - b * sine).store(y + i, n);
+                Vec::fma(b, cosine, a * sine).store(y + job.half + i, n);
+            }
+            for (int64_t i = 2 * job.half; i < job.head_dim; ++i) y[i] = x[i];
+        }
+    }
+}
+
+}  // namespace
+}  // namespace headrace

@@ -1,0 +1,53 @@
+"""What is computed value by value, on the native core, in fp32 with one rounding. Formulas: ``ops/reference``."""
+
+from __future__ import annotations
+
+import torch
+
+from .core import DTYPES, native
+from .rows import as_rows
+from .workspace import empty
+
+_core = native()
+# As the core numbers them (native/kernels/elementwise_args.h).
+_SILU_MUL, _GELU_TANH_MUL, _RELU_SQUARED, _SOFT_CAP, _ADD, _SCALE = range(6)
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """``reference.activation.silu_mul``."""
+    return _run(_SILU_MUL, gate_up, gate_up.shape[1] // 2)
+
+
+def gelu_tanh_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """``reference.activation.gelu_tanh_mul``."""
+    return _run(_GELU_TANH_MUL, gate_up, gate_up.shape[1] // 2)
+
+
+def relu_squared(x: torch.Tensor) -> torch.Tensor:
+    """``reference.activation.relu_squared``."""
+    return _run(_RELU_SQUARED, x, x.shape[1])
+
+
+def soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:
+    """``reference.activation.soft_cap``."""
+    return _run(_SOFT_CAP, x, x.shape[1], c=cap)
+
+
+def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """``reference.activation.add``."""
+    return _run(_ADD, x, x.shape[1], as_rows(y))
+
+
+def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """``reference.activation.scale``."""
+    return _run(_SCALE, x, x.shape[1], c=torch.tensor(factor).to(x.dtype).item())
+
+
+def _run(kind: int, x: torch.Tensor, size: int, other: torch.Tensor | None = None, c: float = 0.0) -> torch.Tensor:
+    x = as_rows(x)
+    y = empty((x.shape[0], size), x.dtype)
+    _core.elementwise(
+        kind, x.data_ptr(), 0 if other is None else other.data_ptr(), y.data_ptr(), DTYPES[x.dtype], x.shape[0], size,
+        x.stride(0), 0 if other is None else other.stride(0), size, c,
+    )  # fmt: skip
+    return y
