@@ -12,7 +12,7 @@ bits."""
 
 
 def assert_acted(got: Finished, names: tuple[str, ...]) -> None:
-    """Every feature has left its mark: a feature that did nothing is equal to the plain run without proving anything."""
+    """Every feature has left its mark: to equal the plain run by doing nothing proves nothing."""
     for name in names:
         assert got.witnesses[feature(name).witness] > 0, f"{name} did not act: {got.witnesses}"
 

@@ -200,7 +200,7 @@ def run(model: Path | str, scenario: Scenario, work: Work) -> Finished:
     tokens = work.tight_cache_tokens if scenario.tight else work.cache_tokens
     cache = KvCacheConfig(max_tokens=tokens, **scenario.cache)
     with LLM(model, dtype="float32", num_threads=1, kv_cache_config=cache, **scenario.args) as llm:
-        strangers = _start_strangers(llm) if scenario.strangers else []
+        strangers = _start_strangers(llm, work) if scenario.strangers else []
         requests = [
             llm.generate_async(
                 prompt,
@@ -228,10 +228,10 @@ def _sampling(scenario: Scenario, work: Work, index: int) -> SamplingParams:
     return SamplingParams(**options)
 
 
-def _start_strangers(llm: LLM) -> list[RequestOutput]:
+def _start_strangers(llm: LLM, work: Work) -> list[RequestOutput]:
     """More of them than may run at once; the first has begun when this returns."""
     rng = random.Random(99)
-    forever = SamplingParams(max_tokens=150, end_id=-1)
+    forever = SamplingParams(max_tokens=work.tight_cache_tokens - 40, end_id=-1)
     strangers = [
         llm.generate_async([rng.randrange(3, 300) for _ in range(40)], forever, streaming=True, priority=1.0)
         for _ in range(3)
