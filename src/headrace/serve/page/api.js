@@ -37,9 +37,9 @@ export async function* complete(body, { key, signal }) {
     }
   } catch (error) {
     if (error instanceof ApiError || error.name === "AbortError") throw error;
-    throw new ApiError(0, `The connection broke off before the end of the answer (${error.message}).`);
+    throw new ApiError(0, `it broke off before the end of the answer (${error.message}).`);
   }
-  throw new ApiError(0, "The connection broke off before the end of the answer.");
+  throw new ApiError(0, "it broke off before the end of the answer.");
 }
 
 async function call(path, { key, signal, body }) {
@@ -55,7 +55,7 @@ async function call(path, { key, signal, body }) {
     answer = await fetch(new URL(path, HERE), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, "The server does not answer. Is it still running?");
+    throw new ApiError(0, "the server does not answer; is it still running?");
   }
   if (!answer.ok) throw await refusal(answer);
   return answer;

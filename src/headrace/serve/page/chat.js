@@ -85,7 +85,7 @@ export class Chat {
         message.error = { status: error.status, message: error.message, retryAfter: error.retryAfter };
         this.on.refused(error);
       } else {
-        message.error = { status: 0, message: `This page has a fault: ${error.message}` };
+        message.error = { status: 0, message: `this page has a fault: ${error.message}` };
         throw error;
       }
     } finally {

@@ -96,7 +96,7 @@ async function findModel() {
   } catch (error) {
     if (error.status === 401) return askForKey();
     $("#unreachable").hidden = false;
-    $("#unreachable span").textContent = error.message;
+    $("#unreachable span").textContent = `The model is not known: ${error.message}`;
   }
 }
 

@@ -54,13 +54,16 @@ class Question {
     this.message = message;
     this.edit = button("Edit", "edit", act.edit, { class: "quiet" });
     this.content = make("div", { class: "content" });
+    this.under = make("div", { class: "under" }, this.edit);
     const label = make("h2", { class: "offscreen" }, "You");
-    this.element = make("li", { class: "question" }, label, this.content, make("div", { class: "under" }, this.edit));
+    this.element = make("li", { class: "question" }, label, this.content, this.under);
   }
 
   draw({ isLast, locked }) {
     this.text();
-    this.edit.hidden = !isLast || locked;
+    // While an answer is written the place is kept, so that nothing moves when it is done.
+    this.under.hidden = !isLast;
+    this.edit.hidden = locked;
   }
 
   text() {
@@ -108,16 +111,16 @@ class Answer {
     const retry = button("Try again", "again", this.act.again);
     // The reader can do something about a setting that the server refuses.
     const settings = error.status === 400 && button("Settings", "settings", this.act.openSettings);
-    const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-    const text = make("p", {}, make("strong", {}, title(error)), ` ${error.message}${wait}`);
+    const wait = error.retryAfter ? ` (Wait ${error.retryAfter} s.)` : "";
+    const text = make("p", {}, make("strong", {}, `${title(error)}:`), ` ${error.message}${wait}`);
     this.error.append(icon("warning"), make("div", {}, text, make("div", { class: "buttons" }, retry, settings || null)));
   }
 }
 
 function title({ status }) {
-  if (status === 0) return "No connection.";
-  if (status === 401) return "API key needed.";
-  if (status === 429) return "The server is busy.";
-  if (status === 503) return "Not available.";
-  return status >= 500 ? "The server failed." : "Not accepted.";
+  if (status === 0) return "No connection";
+  if (status === 401) return "API key needed";
+  if (status === 429) return "The server is busy";
+  if (status === 503) return "Not available";
+  return status >= 500 ? "The server failed" : "Not accepted";
 }
