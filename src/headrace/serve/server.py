@@ -22,7 +22,7 @@ from .serving import Serving
 log = logging.getLogger("headrace")
 
 _TICK = 0.1
-_LAST_WORDS = 0.3
+_LAST_WORDS = 0.2
 """Seconds for the answers that say why."""
 
 
