@@ -32,7 +32,7 @@ Vec element(const ElementwiseRows& job, const T* x, const T* other, int n) {
     }
     if constexpr (kind == Elementwise::soft_cap) return tanh(value / Vec::all(job.c)) * Vec::all(job.c);
     if constexpr (kind == Elementwise::add) return value + Vec::load(other, n);
-    if constexpr (kind == Elementwise::scale) return value * Vec::all(job.c);
+    if constexpr (kind == Elementwise::scale) return value * Vec::all(to_float(converted<T>(job.c)));
 }
 
 template <Elementwise kind, class T>

@@ -11,7 +11,7 @@ enum class Elementwise : int {
     relu_squared = 2,   // y = max(x, 0)^2
     soft_cap = 3,       // y = c * tanh(x / c)
     add = 4,            // y = x + other
-    scale = 5,          // y = x * c
+    scale = 5,          // y = x * c, c rounded to the dtype of x
     count = 6,
 };
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from headrace.core.config import (
         CapacitySchedulerPolicy,
         ContextChunkingPolicy,
+        CudaGraphConfig,
         KvCacheConfig,
         NGramDecodingConfig,
         SchedulerConfig,
@@ -36,6 +37,7 @@ _HOME = {
     "LLM": "headrace.llm",
     "SamplingParams": "headrace.core.sampling_params",
     "KvCacheConfig": "headrace.core.config",
+    "CudaGraphConfig": "headrace.core.config",
     "SchedulerConfig": "headrace.core.config",
     "CapacitySchedulerPolicy": "headrace.core.config",
     "ContextChunkingPolicy": "headrace.core.config",
@@ -59,6 +61,7 @@ __all__ = [
     "CompletionOutput",
     "ConfigError",
     "ContextChunkingPolicy",
+    "CudaGraphConfig",
     "EngineDeadError",
     "EngineError",
     "HeadraceError",

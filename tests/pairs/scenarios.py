@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headrace import LLM, KvCacheConfig, NGramDecodingConfig, RequestOutput, SamplingParams
+from headrace import LLM, CudaGraphConfig, KvCacheConfig, NGramDecodingConfig, RequestOutput, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ def plain() -> Scenario:
             "max_num_tokens": 512,
             "enable_chunked_prefill": False,
             "disable_overlap_scheduler": True,
+            "cuda_graph_config": None,
         },
         cache={"enable_block_reuse": False, "enable_partial_reuse": False},
     )
@@ -84,6 +85,10 @@ def _preemption(s: Scenario) -> None:
 
 def _overlap(s: Scenario) -> None:
     s.args["disable_overlap_scheduler"] = False
+
+
+def _graph(s: Scenario) -> None:
+    s.args["cuda_graph_config"] = CudaGraphConfig()
 
 
 def _ngram(s: Scenario) -> None:
@@ -132,6 +137,7 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "partial_reuse": _partial,
     "preemption": _preemption,
     "overlap": _overlap,
+    "graph": _graph,
     "ngram": _ngram,
     "n": _n,
     "cancel": _cancel,

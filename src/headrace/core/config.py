@@ -82,6 +82,24 @@ class NGramDecodingConfig(Config):
     is_public_pool: bool = True
 
 
+class CudaGraphConfig(Config):
+    """Decode steps are recorded once and replayed with one call. On the CPU it is the native core that replays."""
+
+    batch_sizes: tuple[Positive, ...] | None = None
+    """Rows that recordings have room for; None: 1, 2, 4, then steps of 8 up to 128, then powers of two."""
+    max_batch_size: Annotated[int, Field(ge=0)] = 0
+    """Most rows of a recording; 0: all that a decode step may have."""
+    enable_padding: bool = True
+    """False: a step is replayed only if it has just as many rows as a size says. Nothing is ever padded: the number of
+    rows is an argument of a replay."""
+
+    def sizes(self, most: int) -> tuple[int, ...]:
+        """The sizes to record, ascending, for steps of up to ``most`` rows."""
+        most = min(most, self.max_batch_size or most)
+        usual = (1, 2, 4, *range(8, 129, 8), *(128 << i for i in range(1, 16)))
+        return tuple(sorted({min(size, most) for size in self.batch_sizes or (*usual, most)}))
+
+
 class LlmArgs(Config):
     """All arguments of ``LLM`` that this version has."""
 
@@ -111,6 +129,8 @@ class LlmArgs(Config):
     speculative_config: NGramDecodingConfig | None = None
     enable_chunked_prefill: bool = True
     disable_overlap_scheduler: bool = False
+    cuda_graph_config: CudaGraphConfig | None = CudaGraphConfig()
+    """None: every step runs operator by operator."""
     sampler_type: Literal["auto", "TorchSampler"] = "auto"
     num_threads: Positive | None = None
     """Compute threads; None: the CPUs this process may use."""

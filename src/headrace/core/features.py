@@ -81,6 +81,13 @@ FEATURES: tuple[Feature, ...] = (
         on_by_default=True,
     ),
     Feature(
+        "graph",
+        "Graph capture and replay",
+        "default with native operators; cuda_graph_config=None off",
+        "graph_replays",
+        on_by_default=True,
+    ),
+    Feature(
         "ngram",
         "N-gram speculation",
         "speculative_config=NGramDecodingConfig(max_draft_len)",
@@ -106,7 +113,6 @@ MISSING_ARGS: tuple[Missing, ...] = (
     Missing("moe_tensor_parallel_size", f"more than one rank is {_LATER}", (None, 1)),
     Missing("enable_attention_dp", f"attention data parallelism is {_LATER}", (None, False)),
     Missing("attention_dp_config", f"attention data parallelism is {_LATER}"),
-    Missing("cuda_graph_config", f"graph capture is {_LATER}"),
     Missing("torch_compile_config", "headrace does not use torch.compile; leave it out"),
     Missing("cache_transceiver_config", f"disaggregated serving is {_LATER}"),
     Missing("guided_decoding_backend", f"guided decoding is {_LATER}"),

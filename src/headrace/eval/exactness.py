@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from headrace.core.config import KvCacheConfig, NGramDecodingConfig
+from headrace.core.config import CudaGraphConfig, KvCacheConfig, NGramDecodingConfig
 from headrace.core.features import feature
 from headrace.core.sampling_params import SamplingParams
 
@@ -70,6 +70,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "overlap", "the next step planned before this one ends", {"disable_overlap_scheduler": False}, {}, ("overlap",)
     ),
+    Check("graph", "decode steps recorded and replayed", {"cuda_graph_config": CudaGraphConfig()}, {}, ("graph",)),
     Check(
         "n-gram drafts",
         "several tokens a step",
@@ -86,11 +87,12 @@ CHECKS: tuple[Check, ...] = (
             "enable_chunked_prefill": True,
             "max_num_tokens": 24,
             "disable_overlap_scheduler": False,
+            "cuda_graph_config": CudaGraphConfig(),
             "speculative_config": NGramDecodingConfig(max_draft_len=4),
             "num_threads": 2,
         },
         {"max_tokens": 192, "enable_block_reuse": True, "enable_partial_reuse": True},
-        ("batching", "chunked_prefill", "kv_reuse", "preemption", "ngram"),
+        ("batching", "chunked_prefill", "kv_reuse", "preemption", "graph", "ngram"),
         strangers=1,
         rounds=2,
     ),
@@ -182,6 +184,7 @@ def _run(start: Callable[..., LLM], check: Check, work: Work) -> tuple[list[_Out
         "max_seq_len": work.max_seq_len,
         "enable_chunked_prefill": False,
         "disable_overlap_scheduler": True,
+        "cuda_graph_config": None,
         "num_threads": 1,
         **check.args,
     }

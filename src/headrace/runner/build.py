@@ -27,6 +27,7 @@ from headrace.sampling import TorchSampler
 from headrace.weights.checkpoint import Checkpoint
 from headrace.weights.dummy import DummyCheckpoint
 
+from .graph import NoGraphs, StepGraphs
 from .memory import MemoryPlan, available_bytes, kv_budget
 from .slots import SlotTable
 from .step import StepRunner
@@ -68,6 +69,9 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         views = arena_views(layout, groups, kv_dtype)
         model.bind_cache([group.layers for group in groups], views)
         sampler = TorchSampler(args.max_batch_size, model.vocab_size)
+        sizes = _graph_sizes(args, ops, min(args.max_num_tokens, args.max_batch_size * (1 + max_drafts)))
+        exact = args.cuda_graph_config is not None and not args.cuda_graph_config.enable_padding
+        graphs = StepGraphs(model, ops.attention, groups, sizes, exact=exact) if sizes else NoGraphs()
     capacity = Capacity(
         n_slots=args.max_batch_size,
         max_seq_len=max_seq_len,
@@ -84,8 +88,10 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         "kv_cache_tokens": memory.kv_tokens,
         "operators": dict(ops.chosen),
         "sampler_type": "TorchSampler",
+        "graph_sizes": list(sizes),
     }
-    return Worker(StepRunner(model, sampler, ops.attention, groups, views, slots), capacity, memory, effective)
+    runner = StepRunner(model, sampler, ops.attention, groups, views, slots, graphs)
+    return Worker(runner, capacity, memory, effective)
 
 
 def _operators(device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, threads: int) -> Ops:
@@ -96,6 +102,19 @@ def _operators(device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, 
     # Two pools on the same CPUs stall each other: where the core computes the products, torch keeps to one thread.
     torch.set_num_threads(1 if ops.chosen["linear"] == "native" else threads)
     return ops
+
+
+def _graph_sizes(args: LlmArgs, ops: Ops, most: int) -> tuple[int, ...]:
+    """Rows of the steps that are recorded. None without native operators: an error if graphs were asked for."""
+    if args.cuda_graph_config is None:
+        return ()
+    foreign = sorted(name for name, chosen in ops.chosen.items() if chosen != "native")
+    if foreign and "cuda_graph_config" in args.model_fields_set:
+        raise ConfigError(
+            f"cuda_graph_config: a step is recorded from native operators only, and {', '.join(foreign)} are not;"
+            " leave it out, or set it to None"
+        )
+    return () if foreign else args.cuda_graph_config.sizes(most)
 
 
 def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], dtype: torch.dtype) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from headrace.ops.attention import AttentionBackend
 from headrace.sampling import EndRules, SampleOutcome, Sampler, SampleRows, verify
 
 from .gather import ResolvedWork, gather, resolve
+from .graph import Graphs
 from .slots import SlotTable
 
 _SLICE_ELEMENTS = 1 << 23
@@ -37,6 +38,7 @@ class StepRunner:
         groups: Sequence[CacheGroup],
         views: Sequence[torch.Tensor],
         slots: SlotTable,
+        graphs: Graphs,
     ) -> None:
         self.model = model
         self.sampler = sampler
@@ -44,6 +46,7 @@ class StepRunner:
         self.groups = groups
         self.views = views
         self.slots = slots
+        self.graphs = graphs
         self._bind_errors: dict[int, str] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -58,9 +61,7 @@ class StepRunner:
         resolved = resolve(plan.works, self.slots)
         results = [self._idle(work.slot, work.seq_id) for work in plan.works]
         if resolved:
-            hidden = self._forward(resolved)
-            prompt = self._prompt_logprobs(resolved, hidden, counters)
-            sampled = self._sample(resolved, hidden, counters)
+            prompt, sampled = self._compute(resolved, counters)
             for item in resolved:
                 results[item.index] = self._settle(item, prompt.get(item.index, ()), sampled)
             counters["batched_steps"] += len(resolved) > 1
@@ -79,11 +80,20 @@ class StepRunner:
         """For a slot that had stopped before this step, or whose options could not be bound."""
         return SeqResult(slot, seq_id, int(self.slots.computed[slot]), error=self._bind_errors.get(slot))
 
-    def _forward(self, resolved: Sequence[ResolvedWork]) -> torch.Tensor:
+    def _compute(
+        self, resolved: Sequence[ResolvedWork], counters: Counter[str]
+    ) -> tuple[dict[int, tuple[TokenLogprobs, ...] | RequestError], tuple[SampleOutcome, dict[int, int]]]:
+        """Entries for prompt rows by position in the plan, and what ``_sample`` returns."""
         batch = gather(resolved, self.slots, self.views[0].device)
+        if all(_samples_all(item) for item in resolved):
+            logits = self.graphs.logits(batch, counters)
+            if logits is not None:
+                return {}, self._sample(resolved, lambda rows: logits, counters)
         for index, (group, part) in enumerate(zip(self.groups, batch.groups, strict=True)):
             part.metadata = self.attention.plan(batch, index, group.spec)
-        return self.model.forward(batch)
+        hidden = self.model.forward(batch)
+        prompt = self._prompt_logprobs(resolved, hidden, counters)
+        return prompt, self._sample(resolved, lambda rows: self.model.logits(hidden[rows]), counters)
 
     def _prompt_logprobs(
         self, resolved: Sequence[ResolvedWork], hidden: torch.Tensor, counters: Counter[str]
@@ -117,9 +127,15 @@ class StepRunner:
         return outputs is not Rows.NONE
 
     def _sample(
-        self, resolved: Sequence[ResolvedWork], hidden: torch.Tensor, counters: Counter[str]
+        self,
+        resolved: Sequence[ResolvedWork],
+        logits_of: Callable[[torch.Tensor], torch.Tensor],
+        counters: Counter[str],
     ) -> tuple[SampleOutcome, dict[int, int]]:
-        """The outcome over all sampled rows, and by position in the plan the first row there."""
+        """The outcome over all sampled rows, and by position in the plan the first row there.
+
+        ``logits_of``: rows of the batch [R] int64, ascending -> [R, vocab_size].
+        """
         items = [item for item in resolved if self._samples(item)]
         counts = np.array([1 + len(item.work.draft_tokens) for item in items], np.int64)
         first_rows = np.cumsum(counts) - counts
@@ -135,8 +151,7 @@ class StepRunner:
             history=self.slots.known_history,
         )
         hidden_rows = np.repeat([item.last_known_row for item in items], counts) + within
-        logits = self.model.logits(hidden[torch.from_numpy(hidden_rows)])
-        outcome = self.sampler.sample(rows, logits)
+        outcome = self.sampler.sample(rows, logits_of(torch.from_numpy(hidden_rows)))
         counters["logprob_rows"] += len(outcome.logprobs)
         counters["processed_rows"] += outcome.n_changed
         return outcome, {item.index: int(first) for item, first in zip(items, first_rows, strict=True)}
@@ -185,3 +200,8 @@ class StepRunner:
         self.slots.stopped[slot] = True
         self.slots.computed[slot] = computed
         return SeqResult(slot, seq_id, computed, error=message)
+
+
+def _samples_all(item: ResolvedWork) -> bool:
+    """A decode, with or without drafts: every one of its rows is sampled."""
+    return item.work.n_tokens == 1 and item.work.outputs in (Rows.LAST, Rows.DRAFTS)

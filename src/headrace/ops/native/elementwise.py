@@ -40,7 +40,7 @@ def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
     """``reference.activation.scale``."""
-    return _run(_SCALE, x, x.shape[1], c=torch.tensor(factor).to(x.dtype).item())
+    return _run(_SCALE, x, x.shape[1], c=factor)
 
 
 def _run(kind: int, x: torch.Tensor, size: int, other: torch.Tensor | None = None, c: float = 0.0) -> torch.Tensor:

@@ -22,19 +22,26 @@ class Workspace:
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._size, self._n_tokens = 1, 1
         self.nbytes = 0
         """Of all slabs."""
+
+    def room_for(self, size: int, n_tokens: int) -> Workspace:
+        """From here on shapes are those of ``n_tokens`` tokens, and the memory behind them is enough for ``size``."""
+        self._size, self._n_tokens = size, n_tokens
+        return self
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor whose address is good for as long as this workspace is."""
         n_bytes = dtype.itemsize * torch.Size(shape).numel()
-        size = max(1, -(-n_bytes // self._GRAIN)) * self._GRAIN
+        room = n_bytes // self._n_tokens * self._size
+        size = max(1, -(-room // self._GRAIN)) * self._GRAIN
         free = self._free[size]
         slab = free.pop() if free else self._new(size)
         # torch holds the array for as long as any view of the tensor lives; then the slab is free.
-        lease = slab[:n_bytes]
+        lease = slab[:room]
         weakref.finalize(lease, free.append, slab)
-        return torch.from_numpy(lease).view(dtype).view(shape)
+        return torch.from_numpy(lease)[:n_bytes].view(dtype).view(shape)
 
     def _new(self, size: int) -> np.ndarray:
         self.nbytes += size

@@ -1,0 +1,114 @@
+"""Decode steps recorded once and replayed with one call: the counterpart of CUDA graphs on the CPU.
+
+A step whose rows all give logits is run once under the recorder; from then on the same native calls run over the same
+buffers, for any number of rows that fits into them. What changes from step to step is copied into fixed places first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from headrace.cache.groups import CacheGroup
+from headrace.models.base import Model
+from headrace.ops.attention import AttentionBackend
+from headrace.ops.batch import Batch, GroupBatch
+
+
+class Graphs(Protocol):
+    """Something that may compute a step's logits faster."""
+
+    def logits(self, batch: Batch, counters: Counter[str]) -> torch.Tensor | None:
+        """[T, vocab_size] fp32 of all rows, good until the next call; None: the step has to run as it is."""
+        ...
+
+
+class NoGraphs:
+    """Every step runs as it is."""
+
+    def logits(self, batch: Batch, counters: Counter[str]) -> torch.Tensor | None:
+        return None
+
+
+class StepGraphs:
+    """Recorded steps by size, each recorded when its size first occurs.
+
+    Args:
+        sizes: rows that recordings have room for, ascending.
+        exact: a step is replayed only if it has just as many rows as a size says (``enable_padding=False``). Rows in
+            between need no padding: the number of rows is an argument of a replay.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        attention: AttentionBackend,
+        groups: Sequence[CacheGroup],
+        sizes: Sequence[int],
+        *,
+        exact: bool,
+    ) -> None:
+        self._model = model
+        self._attention = attention
+        self._groups = groups
+        self._sizes = tuple(sizes)
+        self._exact = exact
+        self._recorded: dict[int, _Recording] = {}
+
+    def logits(self, batch: Batch, counters: Counter[str]) -> torch.Tensor | None:
+        size = next((size for size in self._sizes if size >= batch.n_rows), None)
+        if size is None or (self._exact and size != batch.n_rows):
+            return None
+        recording = self._recorded.get(size)
+        if recording is None:
+            recording = self._recorded[size] = _Recording(size, len(self._groups))
+            counters["graph_captures"] += 1
+            return recording.capture(self._plan(recording.inputs(batch)), self._model)
+        counters["graph_replays"] += 1
+        self._plan(recording.inputs(batch))
+        return recording.replay(batch.n_rows)
+
+    def _plan(self, batch: Batch) -> Batch:
+        for index, (group, part) in enumerate(zip(self._groups, batch.groups, strict=True)):
+            part.metadata = self._attention.plan(batch, index, group.spec)
+        return batch
+
+
+class _Recording:
+    """One recorded step, its inputs and its memory."""
+
+    def __init__(self, size: int, n_groups: int) -> None:
+        from headrace.ops.native.record import Recorder
+
+        self._recorder = Recorder(size)
+        self._ids = torch.zeros(size, dtype=torch.int64)
+        self._positions = torch.zeros(size, dtype=torch.int64)
+        self._metadata: list[Any] = [None] * n_groups
+        self._groups: tuple[GroupBatch, ...] = ()
+        self._logits = torch.empty(0)
+
+    def inputs(self, batch: Batch) -> Batch:
+        """The same batch, its ids and positions in fixed places, with the plans of the step before to be refilled."""
+        n = batch.n_rows
+        self._ids[:n].copy_(batch.input_ids)
+        self._positions[:n].copy_(batch.positions)
+        before = self._groups or (None,) * len(batch.groups)
+        self._groups = tuple(
+            GroupBatch(part.block_table, part.write_index, None if last is None else last.metadata)
+            for part, last in zip(batch.groups, before, strict=True)
+        )
+        return Batch(self._ids[:n], self._positions[:n], batch.query_starts, batch.seq_lens, self._groups)
+
+    def capture(self, batch: Batch, model: Model) -> torch.Tensor:
+        with self._recorder.recording(batch.n_rows):
+            self._logits = model.logits(model.forward(batch))
+        # Its rows lie one behind another, with room for all of the size.
+        self._logits = self._logits.as_strided((self._recorder.size, model.vocab_size), (model.vocab_size, 1))
+        return self._logits[: batch.n_rows]
+
+    def replay(self, n_rows: int) -> torch.Tensor:
+        self._recorder.replay(n_rows)
+        return self._logits[:n_rows]
