@@ -11,11 +11,9 @@ from real_reference import reference
 
 from headrace import LLM, KvCacheConfig, NGramDecodingConfig, RequestOutput, SamplingParams
 from headrace.weights.resolve import resolve_model
-from parity.harness import ModelRun
 
 pytestmark = pytest.mark.real
 
-ROOT = Path(__file__).parents[2]
 CACHE = KvCacheConfig(max_tokens=4096)
 
 
@@ -97,34 +95,3 @@ def test_await_and_async_for(llm: LLM) -> None:
 
     whole, streamed = asyncio.run(both())
     assert whole == streamed
-
-
-def real_text(path: Path, n_tokens: int) -> list[int]:
-    """Prose of this repository, in the model's tokens."""
-    from headrace.tokenizer.load import load_tokenizer
-
-    pages = (ROOT / "LICENSE", ROOT / "docs" / "sampling.md")
-    text = "\n".join(page.read_text() for page in pages)
-    return load_tokenizer(path).encode(text)[:n_tokens]
-
-
-def mean_kl(reference: torch.Tensor, other: torch.Tensor) -> float:
-    """Mean over positions of KL(reference || other); both are log probabilities [T, V]."""
-    return (reference.exp() * (reference - other)).sum(-1).mean().item()
-
-
-@pytest.mark.slow
-def test_distributions_are_closer_to_fp32_than_transformers_bf16_is(path: Path) -> None:
-    tokens = real_text(path, 2200)
-    assert len(tokens) == 2200
-    ids = torch.tensor([tokens])
-    with torch.inference_mode():
-        exact = reference(path, torch.float32)(ids).logits[0].log_softmax(-1)
-        theirs = reference(path, torch.bfloat16)(ids).logits[0].float().log_softmax(-1)
-    their_kl = mean_kl(exact, theirs)
-    del theirs
-    ours = {dtype: mean_kl(exact, ModelRun(path, dtype=dtype).logprobs(tokens)) for dtype in
-            (torch.float32, torch.bfloat16)}  # fmt: skip
-    print(f"mean KL over {len(tokens)} positions: transformers bf16 {their_kl:.2e}, ours {ours}")
-    assert ours[torch.float32] < 1e-6
-    assert ours[torch.bfloat16] < their_kl
