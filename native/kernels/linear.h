@@ -9,7 +9,8 @@ namespace headrace {
 namespace {
 
 constexpr int panel_vecs = int(panel_outputs) / Vec::lanes;
-constexpr int64_t prefetch_bytes = 1024;
+// Ahead of the read place: a unit of a high tile takes long enough that the next few are not.
+constexpr int64_t prefetch_bytes = 4096;
 
 // x packed for a block of rows: for each unit of k the values of all its rows, as the level's Dot wants them.
 template <class T>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,19 @@ def test_memory_is_zero_aligned_and_writable_to_its_end(n_bytes):
     assert not memory.any()
     memory.fill_(7)
     assert (memory == 7).all()
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="needs /proc/self/status to see what is resident")
+def test_no_more_is_taken_than_was_asked_for():
+    def resident() -> int:
+        return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+    n_bytes = 20 * HUGE_PAGE + 5000
+    before = resident()
+    memory = huge_zeros(n_bytes)
+    assert resident() - before < HUGE_PAGE / 2
+    memory.fill_(1)
+    assert abs(resident() - before - n_bytes) < HUGE_PAGE / 2
 
 
 def test_nothing_takes_nothing():

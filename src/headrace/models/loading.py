@@ -63,12 +63,15 @@ def plan_loading(parameters: Sequence[Parameter], checkpoint: Checkpoint, ignore
 
 
 def fill_parameters(plan: Plan, parameters: Sequence[Parameter], checkpoint: Checkpoint, progress: Progress) -> None:
-    """Allocates each parameter when its first tensor arrives, and fills it."""
+    """Allocates the parameters and fills them."""
+    # All before the first is read: pages are taken when they are written, and what lives long stays out of the holes
+    # that buffers of reading leave in the heap, so that the next buffer finds its hole again.
+    for parameter in parameters:
+        parameter.allocate()
     total = sum(parameter.nbytes for parameter in parameters)
     rows = dict.fromkeys(map(id, parameters), 0)
     done = 0
     for parameter, source in plan:
-        parameter.allocate()
         parameter.fill(source, checkpoint)
         before = rows[id(parameter)]
         rows[id(parameter)] = after = before + source.last - source.first

@@ -27,8 +27,9 @@ def huge_zeros(n_bytes: int) -> torch.Tensor:
         raise MemoryError(f"{n_bytes:,} bytes: {error.strerror}") from error
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     start = -whole.data_ptr() % HUGE_PAGE
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    full = n_bytes // HUGE_PAGE * HUGE_PAGE
+    if full and hasattr(mmap, "MADV_HUGEPAGE"):
         # A hint: a kernel built without huge pages refuses it, and gives small ones.
         with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+            memory.madvise(mmap.MADV_HUGEPAGE, start, full)
     return whole[start : start + n_bytes]
