@@ -78,14 +78,16 @@ def test_a_row_is_the_same_alone_in_any_company_and_on_any_number_of_threads(
     segments = 4 if quarters else 1
     x, weight = noise(n_rows, n_in, seed=seed, dtype=dtype), packed(noise(n_out, n_in, seed=seed + 1, dtype=dtype))
     b = noise(n_out, seed=seed + 2, dtype=dtype)
-    together = LINEAR.apply(x, weight, b, segments=segments)
+    together = LINEAR.apply(x, weight, b, segments=segments, dtype=torch.float32)
     core.set_threads(1)
-    assert torch.equal(together, LINEAR.apply(x, weight, b, segments=segments))
+    assert torch.equal(together, LINEAR.apply(x, weight, b, segments=segments, dtype=torch.float32))
     core.set_threads(2)
-    alone = torch.cat([LINEAR.apply(x[i : i + 1], weight, b, segments=segments) for i in range(n_rows)])
+    alone = torch.cat(
+        [LINEAR.apply(x[i : i + 1], weight, b, segments=segments, dtype=torch.float32) for i in range(n_rows)]
+    )
     assert torch.equal(together, alone)
     order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(together[order], LINEAR.apply(x[order], weight, b, segments=segments))
+    assert torch.equal(together[order], LINEAR.apply(x[order], weight, b, segments=segments, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
