@@ -21,6 +21,7 @@ from headrace.executor.base import Capacity
 from headrace.layers.base import BuildContext
 from headrace.models.base import Model
 from headrace.models.registry import build_model
+from headrace.ops.memory import huge_zeros
 from headrace.ops.native import core
 from headrace.ops.table import FORCE_VARIABLE, Ops, read_forced, select_ops
 from headrace.sampling import TorchSampler
@@ -119,7 +120,7 @@ def _graph_sizes(args: LlmArgs, ops: Ops, most: int) -> tuple[int, ...]:
 
 def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], dtype: torch.dtype) -> list[torch.Tensor]:
     """The arena, once per group: [n_blocks, n_layers, 2, n_kv_heads, 32, head_dim]. Pages are taken when written."""
-    arena = torch.empty(layout.nbytes, dtype=torch.uint8).view(dtype)
+    arena = huge_zeros(layout.nbytes).view(dtype)
     views = []
     for group, cut in zip(groups, layout.groups, strict=True):
         shape = (len(group.layers), 2, group.spec.n_kv_heads, BLOCK_TOKENS, group.spec.head_dim)
