@@ -3,9 +3,10 @@
     pip install "lm_eval[api,hf]"     # 0.4.13 or newer: 650 MB with what it needs, so no dependency of the tests
     python bench/eval_scores.py [--model smollm2] [--json]
 
-Starts ``headrace serve``, runs the task of ``bench/eval_tasks`` through lm-eval's ``local-completions`` (log likelihoods
-from ``echo`` and ``logprobs``), writes the same weights, dequantised, to a folder, and runs the task through lm-eval's
-``hf`` model on that. Exits with 1 if an accuracy or a choice differs, or a log likelihood by more than the limit.
+Starts ``headrace serve`` and runs the task of ``bench/eval_tasks`` through lm-eval's ``local-completions`` (its log
+likelihoods come from ``echo`` and ``logprobs``); then writes the same weights, dequantised, to a folder, and runs the
+task through lm-eval's ``hf`` model on that. Exits with 1 if an accuracy or a choice differs, or a log likelihood by
+more than the limit.
 """
 
 from __future__ import annotations
