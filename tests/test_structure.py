@@ -24,11 +24,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cache": ("core",),
     "spec": ("core",),
     "weights": ("core",),
-    "sampling": ("core",),
     # A GGUF file holds the tokenizer as well.
     "tokenizer": ("core", "weights.gguf_reader"),
     # From numbers to models.
     "ops": ("core", "cache.specs"),
+    "sampling": ("core", "ops.native.core"),
     "layers": ("core", "cache.specs", "ops", "weights"),
     "models": ("core", "cache.specs", "ops", "layers", "weights"),
     # From requests to plans. No torch here.

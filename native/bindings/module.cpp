@@ -23,5 +23,6 @@ NB_MODULE(_native, m) {
     bind_elementwise(m);
     bind_norm(m);
     bind_roofline(m);
+    bind_sampler(m);
     bind_tape(m);
 }

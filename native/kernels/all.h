@@ -8,6 +8,7 @@
 #include "kernels/linear.h"
 #include "kernels/norm.h"
 #include "kernels/roofline.h"
+#include "kernels/sampler.h"
 #include "kernels/table.h"
 
 namespace headrace {
@@ -38,6 +39,13 @@ const KernelTable& HEADRACE_TABLE() {
         .layer_norm_bf16 = layer_norm<bf16>,
         .rms_norm_f32 = rms_norm<float>,
         .rms_norm_bf16 = rms_norm<bf16>,
+        .sampler_largest = sampler_largest,
+        .sampler_sum_masses = sampler_sum_masses,
+        .sampler_fill_by_mass = sampler_fill_buckets<true>,
+        .sampler_fill_by_count = sampler_fill_buckets<false>,
+        .sampler_collect = sampler_collect,
+        .sampler_count = sampler_count,
+        .sampler_race = sampler_race,
     };
     return table;
 }

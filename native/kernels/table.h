@@ -6,6 +6,7 @@
 #include "kernels/elementwise_args.h"
 #include "kernels/linear_args.h"
 #include "kernels/norm_args.h"
+#include "kernels/sampler_args.h"
 
 namespace headrace {
 
@@ -39,6 +40,15 @@ struct KernelTable {
     void (*layer_norm_bf16)(const LayerNorm&, int64_t first_row, int64_t last_row);
     void (*rms_norm_f32)(const RmsNorm&, int64_t first_row, int64_t last_row);
     void (*rms_norm_bf16)(const RmsNorm&, int64_t first_row, int64_t last_row);
+
+    // Tokens first .. last - 1 of a row; see kernels/sampler.h.
+    Largest (*sampler_largest)(const float* x, int64_t first, int64_t last, float* block_max);
+    int64_t (*sampler_sum_masses)(const RowView&, int64_t first, int64_t last, uint64_t limit);
+    void (*sampler_fill_by_mass)(const RowView&, int64_t first, int64_t last, uint64_t limit, int64_t* buckets);
+    void (*sampler_fill_by_count)(const RowView&, int64_t first, int64_t last, uint64_t limit, int64_t* buckets);
+    int64_t (*sampler_collect)(const RowView&, int64_t first, int64_t last, uint64_t from, uint64_t limit, uint64_t* keys);
+    int64_t (*sampler_count)(const RowView&, int64_t first, int64_t last, uint64_t limit);
+    Winner (*sampler_race)(const RowView&, int64_t first, int64_t last, uint64_t limit, const Stream&, Winner best);
 };
 
 const KernelTable& avx2_kernels();

@@ -9,15 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 
 from headrace.core.plan import SlotInit
 from headrace.core.sampling_params import SamplingParams
-from headrace.sampling import SampleOutcome, Sampler, SampleRows, TorchSampler
+from headrace.ops.native.core import is_available, reason
+from headrace.sampling import NativeSampler, SampleOutcome, Sampler, SampleRows, TorchSampler
 
-IMPLEMENTATIONS: dict[str, Callable[[int, int], Sampler]] = {"torch": TorchSampler}
+IMPLEMENTATIONS: dict[str, Callable[[int, int], Sampler]] = {"torch": TorchSampler, "native": NativeSampler}
 """Name to (n_slots, vocab_size) -> sampler."""
+
+NEEDS_CORE = pytest.mark.skipif(not is_available(), reason=reason())
 
 VOCAB = 24
 EOS = 2

@@ -1,6 +1,7 @@
 """From logits to tokens and logprobs. ``docs/sampling.md`` defines the draw."""
 
 from .contract import NO_TOKEN, SampleOutcome, Sampler, SampleRows
+from .native import NativeSampler
 from .params import check_tokens
 from .sampler import TorchSampler
 from .verify import EndRules, Verified, verify
@@ -8,6 +9,7 @@ from .verify import EndRules, Verified, verify
 __all__ = [
     "NO_TOKEN",
     "EndRules",
+    "NativeSampler",
     "SampleOutcome",
     "SampleRows",
     "Sampler",

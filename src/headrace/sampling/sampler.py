@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import RequestError
 from ..core.plan import SlotInit, TokenLogprobs
 from . import logprobs
+from .checks import check_logits, check_prompt_rows, check_prompt_tokens, problem_of
 from .contract import NO_TOKEN, SampleOutcome, SampleRows
 from .draw import race
 from .filters import Filters, keep, min_mass
@@ -44,7 +44,7 @@ class TorchSampler:
         self.state.release(slot)
 
     def sample(self, rows: SampleRows, logits: Tensor) -> SampleOutcome:
-        self._check(logits, len(rows))
+        check_logits(logits, len(rows), self.state.vocab_size)
         outcome = SampleOutcome(np.full(len(rows), NO_TOKEN, np.int64))
         flags = self.state.flags[rows.slots]
         needs_change = (flags & _CHANGES_LOGITS) != 0
@@ -61,27 +61,14 @@ class TorchSampler:
         return outcome
 
     def prompt_logprobs(self, logits: Tensor, next_tokens: np.ndarray, n_top: int) -> list[TokenLogprobs]:
-        self._check(logits, len(next_tokens))
-        if len(next_tokens) and not 0 <= next_tokens.min() <= next_tokens.max() < self.state.vocab_size:
-            raise RequestError(
-                f"prompt_logprobs: the prompt holds ids beyond the {self.state.vocab_size} logits",
-                param="prompt_logprobs",
-            )
+        check_logits(logits, len(next_tokens), self.state.vocab_size)
+        check_prompt_tokens(next_tokens, self.state.vocab_size)
         entries: list[TokenLogprobs] = []
         for part in self._chunks(np.arange(len(next_tokens))):
             chunk = logits[part[0] : part[-1] + 1]
-            problem = next(filter(None, map(_problem, chunk.amax(-1).tolist())), None)
-            if problem:
-                raise RequestError(f"prompt_logprobs: {problem}", param="prompt_logprobs")
+            check_prompt_rows(chunk.amax(-1).tolist())
             entries += logprobs.of_logits(chunk, Wanted(next_tokens[part], np.full(len(part), n_top)))
         return entries
-
-    def _check(self, logits: Tensor, n_rows: int) -> None:
-        if logits.dtype != torch.float32 or logits.shape != (n_rows, self.state.vocab_size):
-            raise ValueError(
-                f"logits are {logits.dtype} {list(logits.shape)}; "
-                f"expected torch.float32 {[n_rows, self.state.vocab_size]}"
-            )
 
     def _chunks(self, which: np.ndarray) -> Iterator[np.ndarray]:
         size = max(1, _CHUNK_ELEMENTS // self.state.vocab_size)
@@ -98,7 +85,7 @@ class TorchSampler:
         is_good = is_mine & np.isfinite(tops)
         for i in np.flatnonzero(is_mine & ~np.isfinite(tops)).tolist():
             position = rows.positions[which[i]]
-            outcome.errors[int(which[i])] = f"position {position}: {_problem(float(tops[i]))}"
+            outcome.errors[int(which[i])] = f"position {position}: {problem_of(float(tops[i]))}"
         good = np.flatnonzero(is_good)
         outcome.tokens[which[good]] = best.squeeze(-1).cpu().numpy()[good]
         flags = self.state.flags[rows.slots[which[good]]]
@@ -151,7 +138,7 @@ class TorchSampler:
         """Logprobs of the model's own logits."""
         for part in self._chunks(which):
             chunk = logits[torch.from_numpy(part).to(logits.device)]
-            problems = [_problem(top) for top in chunk.amax(-1).tolist()]
+            problems = [problem_of(top) for top in chunk.amax(-1).tolist()]
             for row, problem in zip(part.tolist(), problems, strict=True):
                 if problem and row not in outcome.errors:  # what no step has let through to the draw
                     outcome.errors[row] = f"position {rows.positions[row]}: {problem}"
@@ -178,14 +165,3 @@ class TorchSampler:
     def _column(values: np.ndarray, slots: np.ndarray, like: Tensor) -> Tensor:
         """The values of ``slots`` as a column [R, 1] where ``like`` is."""
         return torch.from_numpy(values[slots])[:, None].to(like.device)
-
-
-def _problem(top: float) -> str | None:
-    """What is wrong with a row whose largest logit (or first NaN) is ``top``."""
-    if top != top:
-        return "the logits hold NaN: the model's own calculation went wrong"
-    if top == np.inf:
-        return "a logit is +inf: the model's own calculation, or a penalty, went out of range"
-    if top == -np.inf:
-        return "every token is forbidden: bad words, biases and min_tokens leave none"
-    return None

@@ -1,0 +1,28 @@
+// Memory that one thread samples a row in, grown before the job starts.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/sampler_args.h"
+
+namespace headrace {
+
+struct Scratch {
+    std::vector<float> block_max;   // [blocks]
+    std::vector<float> maxima;      // [blocks], to be reordered
+    std::vector<int64_t> buckets;   // [parts, n_buckets]
+    std::vector<uint64_t> keys;     // [size]
+    std::vector<float> replaced;    // what edits have overwritten
+
+    void reserve(int64_t size, int64_t n_parts, int64_t n_edits) {
+        const std::size_t blocks = std::size_t((size + block_tokens - 1) / block_tokens);
+        if (block_max.size() < blocks) block_max.resize(blocks), maxima.resize(blocks);
+        if (keys.size() < std::size_t(size)) keys.resize(std::size_t(size));
+        if (buckets.size() < std::size_t(n_parts * n_buckets)) buckets.resize(std::size_t(n_parts * n_buckets));
+        if (replaced.size() < std::size_t(n_edits)) replaced.resize(std::size_t(n_edits));
+    }
+};
+
+}  // namespace headrace
