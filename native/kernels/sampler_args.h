@@ -6,7 +6,7 @@
 namespace headrace {
 
 // Rows are looked at in blocks of so many tokens; ranges start at multiples of it.
-constexpr int64_t block_tokens = 256;
+constexpr int64_t sampler_block = 256;
 
 // Logits up to a bucket apart in |y| fall into one bucket: 128 for each octave from 2^-11 to 2^5, ends clamped.
 constexpr int64_t n_buckets = 2048;

@@ -61,8 +61,8 @@ int64_t parts_of(int64_t size, int n_threads) {
 
 Row::Row(const float* x, int64_t size, Scratch& scratch, int64_t n_parts)
     : x_(x), size_(size), scratch_(scratch), n_parts_(n_parts) {
-    const int64_t blocks = (size + block_tokens - 1) / block_tokens;
-    part_size_ = (blocks + n_parts - 1) / n_parts * block_tokens;
+    const int64_t blocks = (size + sampler_block - 1) / sampler_block;
+    part_size_ = (blocks + n_parts - 1) / n_parts * sampler_block;
 }
 
 template <class F>
@@ -95,7 +95,7 @@ float Row::find_top() {
 int64_t Row::top_token() const {
     int64_t block = 0;
     while (scratch_.block_max[size_t(block)] != top_) ++block;
-    return std::find(x_ + block * block_tokens, x_ + size_, top_) - x_;
+    return std::find(x_ + block * sampler_block, x_ + size_, top_) - x_;
 }
 
 uint64_t Row::key(const RowView& view, int64_t token) const {
@@ -103,7 +103,7 @@ uint64_t Row::key(const RowView& view, int64_t token) const {
 }
 
 uint64_t Row::limit_by_count(const RowView& view, int64_t k, uint64_t limit) {
-    const int64_t blocks = (size_ + block_tokens - 1) / block_tokens;
+    const int64_t blocks = (size_ + sampler_block - 1) / sampler_block;
     uint64_t from = 0, until = limit;
     int64_t wanted = k;
     if (k <= blocks) {

@@ -17,7 +17,7 @@ struct Scratch {
     std::vector<float> replaced;    // what edits have overwritten
 
     void reserve(int64_t size, int64_t n_parts, int64_t n_edits) {
-        const std::size_t blocks = std::size_t((size + block_tokens - 1) / block_tokens);
+        const std::size_t blocks = std::size_t((size + sampler_block - 1) / sampler_block);
         if (block_max.size() < blocks) block_max.resize(blocks), maxima.resize(blocks);
         if (keys.size() < std::size_t(size)) keys.resize(std::size_t(size));
         if (buckets.size() < std::size_t(n_parts * n_buckets)) buckets.resize(std::size_t(n_parts * n_buckets));

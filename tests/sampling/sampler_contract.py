@@ -22,6 +22,8 @@ IMPLEMENTATIONS: dict[str, Callable[[int, int], Sampler]] = {"torch": TorchSampl
 """Name to (n_slots, vocab_size) -> sampler."""
 
 NEEDS_CORE = pytest.mark.skipif(not is_available(), reason=reason())
+NAMES = ["torch", pytest.param("native", marks=NEEDS_CORE)]
+"""The names as parameters of tests."""
 
 VOCAB = 24
 EOS = 2

@@ -10,7 +10,7 @@ import pytest
 import sampling_reference as reference
 import torch
 from hypothesis import given, settings
-from sampler_contract import IMPLEMENTATIONS, NEEDS_CORE, VOCAB, Case, batch, one_row, run, sampling_params, slot_init
+from sampler_contract import IMPLEMENTATIONS, NAMES, VOCAB, Case, batch, one_row, run, sampling_params, slot_init
 
 from headrace.core.errors import EngineError, RequestError
 from headrace.sampling import NO_TOKEN, Sampler, SampleRows
@@ -18,7 +18,7 @@ from headrace.sampling import NO_TOKEN, Sampler, SampleRows
 Factory = Callable[[int, int], Sampler]
 
 
-@pytest.fixture(params=["torch", pytest.param("native", marks=NEEDS_CORE)], scope="module")
+@pytest.fixture(params=NAMES, scope="module")
 def make(request: pytest.FixtureRequest) -> Factory:
     return IMPLEMENTATIONS[request.param]
 

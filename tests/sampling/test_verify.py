@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampler_contract import EOS, IMPLEMENTATIONS, TOKENS, VOCAB, params
+from sampler_contract import EOS, IMPLEMENTATIONS, NAMES, TOKENS, VOCAB, params
 
 from headrace.core.plan import FinishReason, SlotInit, TokenLogprobs
 from headrace.core.sampling_params import SamplingParams
@@ -105,7 +105,7 @@ def requests(draw: st.DrawFn) -> SlotInit:
     )
 
 
-@pytest.mark.parametrize("name", list(IMPLEMENTATIONS))
+@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=120, deadline=None)
 @given(init=requests(), model=st.integers(0, 9), data=st.data())
 def test_speculation_equals_plain_decoding(name: str, init: SlotInit, model: int, data: st.DataObject) -> None:

@@ -131,7 +131,9 @@ class LlmArgs(Config):
     disable_overlap_scheduler: bool = False
     cuda_graph_config: CudaGraphConfig | None = CudaGraphConfig()
     """None: every step runs operator by operator."""
-    sampler_type: Literal["auto", "TorchSampler"] = "auto"
+    sampler_type: Literal["auto", "TRTLLMSampler", "TorchSampler"] = "auto"
+    """The native core's ("TRTLLMSampler") or torch's ("TorchSampler"): same tokens, same logprobs. "auto" is the native
+    one where there is a native core."""
     num_threads: Positive | None = None
     """Compute threads; None: the CPUs this process may use."""
     iter_stats_max_iterations: Positive = 1000

@@ -24,7 +24,7 @@ from headrace.models.registry import build_model
 from headrace.ops.memory import huge_zeros
 from headrace.ops.native import core
 from headrace.ops.table import FORCE_VARIABLE, Ops, read_forced, select_ops
-from headrace.sampling import TorchSampler
+from headrace.sampling import NativeSampler, Sampler, TorchSampler
 from headrace.weights.checkpoint import Checkpoint
 from headrace.weights.dummy import DummyCheckpoint
 
@@ -69,7 +69,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
     with phases.time("lay out cache"):
         views = arena_views(layout, groups, kv_dtype)
         model.bind_cache([group.layers for group in groups], views)
-        sampler = TorchSampler(args.max_batch_size, model.vocab_size)
+        sampler_type, sampler = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
         sizes = _graph_sizes(args, ops, min(args.max_num_tokens, args.max_batch_size * (1 + max_drafts)))
         exact = args.cuda_graph_config is not None and not args.cuda_graph_config.enable_padding
         graphs = StepGraphs(model, ops.attention, groups, sizes, exact=exact) if sizes else NoGraphs()
@@ -88,7 +88,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         "num_threads": threads,
         "kv_cache_tokens": memory.kv_tokens,
         "operators": dict(ops.chosen),
-        "sampler_type": "TorchSampler",
+        "sampler_type": sampler_type,
         "graph_sizes": list(sizes),
     }
     runner = StepRunner(model, sampler, ops.attention, groups, views, slots, graphs)
@@ -116,6 +116,18 @@ def _graph_sizes(args: LlmArgs, ops: Ops, most: int) -> tuple[int, ...]:
             " leave it out, or set it to None"
         )
     return () if foreign else args.cuda_graph_config.sizes(most)
+
+
+def _sampler(wanted: str, n_slots: int, vocab_size: int) -> tuple[str, Sampler]:
+    """The sampler and its name among the values of ``sampler_type``."""
+    if wanted == "TRTLLMSampler" and not core.is_available():
+        raise ConfigError(
+            f"sampler_type='TRTLLMSampler' is the native sampler, and {core.reason()};"
+            " set sampler_type='auto' or 'TorchSampler', which gives the same tokens"
+        )
+    if wanted == "TorchSampler" or not core.is_available():
+        return "TorchSampler", TorchSampler(n_slots, vocab_size)
+    return "TRTLLMSampler", NativeSampler(n_slots, vocab_size)
 
 
 def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], dtype: torch.dtype) -> list[torch.Tensor]:
