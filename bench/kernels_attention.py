@@ -157,8 +157,8 @@ def measure(heads: tuple[int, int, int], name: str, rounds: int) -> None:
         best = best_of(rounds, parts)
         share = best["product"] * case.products / best["attend"]
         print(
-            f"  prefill {length:<9} {best['attend'] * 1e6:9.0f} us  {share:5.2f} peak  ({2e-9 / best['product']:.0f} GFLOP/s)"
-            f"  write {best['write'] * 1e6 / length:.2f} us a row"
+            f"  prefill {length:<9} {best['attend'] * 1e6:9.0f} us  {share:5.2f} peak"
+            f"  ({2e-9 / best['product']:.0f} GFLOP/s)  write {best['write'] * 1e6 / length:.2f} us a row"
         )
 
 
