@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,28 @@ def test_text_that_is_not_unicode(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_folder(tmp_path, byte_level()))
     with pytest.raises(RequestError, match="valid Unicode, found"):
         tokenizer.encode("a\ud800")
+
+
+def test_a_long_text_stops_no_other_thread(tmp_path: Path) -> None:
+    """A server streams while it tokenises a long prompt."""
+    tokenizer = load_tokenizer(write_folder(tmp_path, byte_level()))
+    turns, done = 0, threading.Event()
+
+    def others() -> None:
+        nonlocal turns
+        while not done.wait(0.001):
+            turns += 1
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    try:
+        before = turns
+        tokenizer.encode("the river runs " * 100_000)
+        during = turns - before
+    finally:
+        done.set()
+        thread.join()
+    assert during > 5
 
 
 def test_a_folder_is_read_without_torch_or_transformers(tmp_path: Path) -> None:

@@ -75,8 +75,9 @@ class Tokenizer:
 
         The result of ``chat`` holds its special tokens as text: encode it with ``add_special_tokens=False``.
         """
+        # A batch of one: unlike `encode` it lets other threads run meanwhile, and without offsets it is faster.
         try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+            return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except TypeError as error:
             raise RequestError(f"expected a text of valid Unicode, found {text!r:.60}", param="prompt") from error
 
