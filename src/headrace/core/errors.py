@@ -69,5 +69,6 @@ class EngineDeadError(EngineError):
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` when one of ``allowed`` is close to ``given``, else an empty string."""
-    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    # Comparing takes time; nothing allowed is that long.
+    close = difflib.get_close_matches(given[:200], list(allowed), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""

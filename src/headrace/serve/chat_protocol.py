@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from headrace.core.features import Missing
 
-from .protocol import MISSING_SAMPLING, NOT_YET, Body, Generation, Text, refused
+from .protocol import FEW_ENTRIES, FEW_ITEMS, MISSING_SAMPLING, NOT_YET, Body, Generation, Text, refused
 
 _TOOLS = f"tool calls are {NOT_YET}"
 _MODALITIES = f"the models served read and write text only; other modalities are {NOT_YET}"
@@ -79,7 +79,7 @@ class Message(Body):
     )
 
     role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_known_role)]
-    content: Annotated[list[TextPart], BeforeValidator(_parts), WithJsonSchema(_CONTENT)]
+    content: Annotated[list[TextPart], FEW_ITEMS, BeforeValidator(_parts), WithJsonSchema(_CONTENT)]
     """A text is taken as a list of one part."""
     name: Text | None = None
 
@@ -100,8 +100,8 @@ def _free_names(variables: dict[str, Any]) -> dict[str, Any]:
     return variables
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=4096)]
-Variables = Annotated[dict[str, Any], AfterValidator(_free_names)]
+Messages = Annotated[list[Message], Field(min_length=1), FEW_ITEMS]
+Variables = Annotated[dict[str, Any], *FEW_ENTRIES, AfterValidator(_free_names)]
 """Variables of the template, such as enable_thinking."""
 
 
@@ -119,7 +119,7 @@ class ChatCompletionRequest(Generation):
     """The old name of max_completion_tokens."""
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    metadata: dict[Text, Text] | None = None
+    metadata: Annotated[dict[Text, Text], *FEW_ENTRIES] | None = None
     """A label, as user."""
     add_special_tokens: bool = False
     """The template has written them already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,11 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, f"{type(error).__name__} in the server; its log has the details", code="internal_error")
 
 
+_SHOWN = reprlib.Repr()
+"""What was given may have megabytes."""
+_SHOWN.maxstring = _SHOWN.maxother = 100
+
+
 def of_validation(problems: list[Any]) -> ApiError:
     """The first problem that pydantic found in a body."""
     first = problems[0]
@@ -80,22 +86,35 @@ def of_validation(problems: list[Any]) -> ApiError:
     # A refusal of a whole object names the field in it; one of the field itself stands there already.
     param = ".".join(path if name is None or path[-1:] == [name] else [*path, name])
     text = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', text)}", code="invalid_json")
     if first["type"] == "refused_field":
         return ApiError(400, text, param=param)
-    given = f" (given: {first['input']!r:.100})" if "input" in first and param else ""
-    return ApiError(400, f"{param or 'the body'}: {text}{given}", param=param or None)
+    if not param:
+        what = "missing" if first["type"] == "missing" else "not a JSON object"
+        return ApiError(400, f"the body is {what}; send an object with the request's fields")
+    given = "" if first["type"] == "missing" else f" (given: {_SHOWN.repr(first['input'])})"
+    return ApiError(400, f"{param}: {text}{given}", param=param)
+
+
+def _of_routing(request: Request, error: StarletteHTTPException) -> ApiError:
+    """What the framework refuses before a handler is found."""
+    # Not request.url: a Host header that is no host would make that fail.
+    headers, path = dict(error.headers or {}), request.scope["path"]
+    text = str(error.detail)
+    if error.status_code == 404:
+        text = f"there is nothing at {path!r:.200}; /openapi.json lists what is here"
+    elif error.status_code == 405:
+        text = f"{path!r:.200} does not take {request.method}; it takes {headers.get('Allow', 'nothing')}"
+    return ApiError(error.status_code, text, headers=headers)
 
 
 def install(app: FastAPI) -> None:
     """Every error leaves the server in the one shape."""
 
-    async def refused(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         if isinstance(error, RequestValidationError):
             return of_validation(list(error.errors())).response()
         if isinstance(error, StarletteHTTPException) and not isinstance(error, ApiError):
-            return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
+            return _of_routing(request, error).response()
         return as_api_error(error).response()
 
     for kind in (RequestValidationError, StarletteHTTPException, RequestError, EngineError, TimeoutError, Exception):

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from headrace.core.errors import did_you_mean
@@ -17,6 +26,8 @@ from headrace.core.features import Missing
 MAX_PROMPTS = 512
 MAX_SEQUENCES = 1024
 """Outputs of one HTTP request: prompts x n."""
+MAX_ITEMS = 4096
+"""Of a list or an object in a request, where nothing else limits it."""
 
 
 def _unicode(text: str) -> str:
@@ -29,6 +40,16 @@ def _unicode(text: str) -> str:
     return text
 
 
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_ITEMS:
+        raise ValueError(f"{len(value)} entries; at most {MAX_ITEMS} are taken")
+    return value
+
+
+# A list stops at its first error and an object is counted before it is read: otherwise a body of megabytes, all of it
+# wrong, takes half a minute to collect its errors, and everybody else's stream waits.
+FEW_ITEMS = Field(max_length=MAX_ITEMS, fail_fast=True)
+FEW_ENTRIES = (Field(max_length=MAX_ITEMS), BeforeValidator(_few))
 Text = Annotated[str, AfterValidator(_unicode)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -129,7 +150,7 @@ class Generation(Body):
     top_p: Probability | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: Annotated[dict[str, Bias], *FEW_ENTRIES] | None = None
     """Token id, as text, to bias."""
     user: Text | None = None
     """A label for the operator; it changes nothing."""
@@ -142,7 +163,7 @@ class Generation(Body):
     repetition_penalty: Annotated[float, Field(gt=0.0, le=100.0)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool = False
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Annotated[list[int], FEW_ITEMS] | None = None
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -224,5 +245,5 @@ class DetokenizeRequest(Body):
     """Body of /detokenize."""
 
     model: Text | None = None
-    tokens: list[Annotated[int, Field(ge=0, lt=1 << 32)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 32)]], Field(fail_fast=True)]
     skip_special_tokens: bool = False

@@ -12,6 +12,7 @@ from headrace.core.errors import RequestError
 from headrace.engine.results import CompletionOutput
 
 from ..answer import Events, Whole
+from ..body import JsonRoute
 from ..chat_protocol import ChatCompletionRequest, Message
 from ..deltas import deltas
 from ..engine import Prepared
@@ -23,7 +24,7 @@ from ..serving import Serving, serving_of
 from ..sse import ChunkWriter, encode, finish_json, finish_words
 from ..usage import usage_of
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 _ROLE = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Response
 from headrace.engine.results import CompletionOutput, RequestOutput
 
 from ..answer import Events, Whole
+from ..body import JsonRoute
 from ..deltas import deltas
 from ..job import Job
 from ..logprobs import CompletionLogprobs, Entry, TokenTexts, prompt_logprobs
@@ -19,7 +20,7 @@ from ..serving import Serving, serving_of
 from ..sse import ChunkWriter, encode, finish_json, finish_words
 from ..usage import usage_of
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions")

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Response
 
 from headrace.core.errors import RequestError
+from headrace.tokenizer.tokenizer import Tokenizer
 
+from ..body import JsonRoute
 from ..chat_protocol import TokenizeRequest
 from ..logprobs import TokenTexts
 from ..protocol import DetokenizeRequest
@@ -16,7 +18,7 @@ from ..serving import Serving, serving_of
 from ..sse import encode
 from .chat import templated
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/tokenize")
@@ -49,8 +51,12 @@ async def detokenize(body: DetokenizeRequest, serving: Annotated[Serving, Depend
     tokenizer = serving.engine.tokenizer
     if tokenizer is None:
         raise RequestError("the model was loaded without a tokenizer", param="tokens")
+    text = await asyncio.to_thread(_text, tokenizer, body)
+    return Response(encode({"prompt": text}), media_type="application/json")
+
+
+def _text(tokenizer: Tokenizer, body: DetokenizeRequest) -> str:
     unknown = next((token for token in body.tokens if tokenizer.id_to_token(token) is None), None)
     if unknown is not None:
         raise RequestError(f"token id {unknown} is not in the vocabulary", param="tokens")
-    text = await asyncio.to_thread(tokenizer.decode, body.tokens, body.skip_special_tokens)
-    return Response(encode({"prompt": text}), media_type="application/json")
+    return tokenizer.decode(body.tokens, body.skip_special_tokens)
