@@ -15,6 +15,7 @@ from ..answer import Events, Whole
 from ..body import JsonRoute
 from ..chat_protocol import ChatCompletionRequest, Message
 from ..deltas import deltas
+from ..document import STREAM
 from ..engine import Prepared
 from ..job import Job
 from ..logprobs import Entry, TokenTexts, chat_logprobs, prompt_logprobs
@@ -29,7 +30,7 @@ router = APIRouter(route_class=JsonRoute)
 _ROLE = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=STREAM)
 async def chat_completions(body: ChatCompletionRequest, serving: Annotated[Serving, Depends(serving_of)]) -> Response:
     """Answers the last message of a conversation."""
     model = serving.check_model(body.model)

@@ -12,6 +12,7 @@ from headrace.engine.results import CompletionOutput, RequestOutput
 from ..answer import Events, Whole
 from ..body import JsonRoute
 from ..deltas import deltas
+from ..document import STREAM
 from ..job import Job
 from ..logprobs import CompletionLogprobs, Entry, TokenTexts, prompt_logprobs
 from ..params import completion_params, terms
@@ -23,7 +24,7 @@ from ..usage import usage_of
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=STREAM)
 async def completions(body: CompletionRequest, serving: Annotated[Serving, Depends(serving_of)]) -> Response:
     """Continues each prompt. Choices are numbered prompt by prompt, n for each."""
     model = serving.check_model(body.model)

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
+from fastapi.responses import PlainTextResponse
 
 from headrace.core.sampling_params import SamplingParams
 
@@ -37,14 +38,14 @@ def _check(serving: Serving) -> None:
         raise ApiError(503, problem, code="engine_unavailable")
 
 
-@router.get("/health")
+@router.get("/health", response_class=Response)
 async def health(serving: Server) -> Response:
     """200 while requests can be served: the engine lives, and its loop turns when there is work."""
     _check(serving)
     return Response()
 
 
-@router.get("/health_generate")
+@router.get("/health_generate", response_class=Response)
 async def health_generate(serving: Server) -> Response:
     """As /health, after one token has been generated."""
     _check(serving)
@@ -107,7 +108,7 @@ async def perf_metrics(serving: Server) -> Response:
     return _json(serving.perf.drain())
 
 
-@router.get("/prometheus/metrics")
+@router.get("/prometheus/metrics", response_class=PlainTextResponse)
 async def prometheus(serving: Server) -> Response:
     """Counters and histograms of finished requests."""
     return Response(serving.metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
