@@ -91,7 +91,22 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "return_token_strs": (True,),
 }
 """Values that are right where the field is, alone or with others."""
-KEYS = ("x", "", "self", "model_config", "__class__", "prompt", "messages", "stop", "model", "suffix", "tools", "n")
+KEYS = (
+    "x",
+    "",
+    "5",
+    "²",
+    "self",
+    "model_config",
+    "__class__",
+    "prompt",
+    "messages",
+    "stop",
+    "model",
+    "suffix",
+    "tools",
+    "n",
+)
 RAW_VALUES = ("NaN", "-Infinity", "1e999", "-1e999", "1" * 5000, "01", "+1", "'a'", "tru", '"\\ud800"', '"\\x"', "")
 MEDIA_TYPES = (
     *(b"", b"text/plain", b"application/xml", b"multipart/form-data", b"application/x-www-form-urlencoded", b"\xff"),

