@@ -70,7 +70,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "stream_options": ({"include_usage": False}, {}, None),
     "stop": ("a", ["a", "\U0001f600", "ab" * 50], [], None),
     "seed": (0, -5, (1 << 64) - 1, None),
-    "logit_bias": ({}, {"0": -100, "319": 100}, None),
+    "logit_bias": ({}, {"0": -100, "319": 100}, {"²": 1}, None),
     "min_tokens": (0, 2),
     "top_k": (0, 1, 319),
     "top_p": (1, 1e-9),
@@ -90,7 +90,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "tokens": ([], [0, 1, 2], [200] * 300),
     "return_token_strs": (True,),
 }
-"""Values that are right where the field is, alone or with others."""
+"""Values that are right where the field is, alone or with others, or look it."""
 KEYS = (
     "x",
     "",
@@ -192,7 +192,8 @@ def _value(chance: random.Random, value: Any, depth: int = 0) -> Any:
         elif move == 0:
             del changed[name]
         elif move == 1:
-            changed[chance.choice(KEYS)] = chance.choice(STRANGE)
+            # Half of them with a value that its neighbours have: wrong in name only.
+            changed[chance.choice(KEYS)] = chance.choice((chance.choice(STRANGE), changed[name]))
         else:
             changed[name] = _value(chance, changed[name], depth + 1)
         return changed
