@@ -7,8 +7,21 @@ from typing import Any, Protocol
 import torch
 
 from headrace.cache.specs import CacheSpec
+from headrace.core.errors import EngineError
+from headrace.core.plan import BLOCK_TOKENS
 
 from .batch import Batch
+
+
+def check_layout(kv_cache: torch.Tensor) -> None:
+    """Raises EngineError unless the cache is [n_blocks, 2, n_kv_heads, 32, head_dim] with dense blocks."""
+    _, two, n_kv_heads, block, head_dim = kv_cache.shape
+    dense = (n_kv_heads * block * head_dim, block * head_dim, head_dim, 1)
+    if (two, block) != (2, BLOCK_TOKENS) or kv_cache.stride()[1:] != dense:
+        raise EngineError(
+            f"a layer's cache must be [n_blocks, 2, n_kv_heads, {BLOCK_TOKENS}, head_dim] with dense blocks, got"
+            f" shape {tuple(kv_cache.shape)}, strides {kv_cache.stride()}"
+        )
 
 
 class AttentionBackend(Protocol):

@@ -9,7 +9,7 @@ import torch
 
 from headrace.cache.specs import CacheSpec, SlidingKV
 from headrace.core.errors import EngineError
-from headrace.core.plan import BLOCK_TOKENS
+from headrace.ops.attention import check_layout
 from headrace.ops.batch import Batch
 
 from .core import DTYPES, native
@@ -38,13 +38,8 @@ class NativeAttention:
     """
 
     def bind(self, kv_cache: torch.Tensor) -> NativeKV:
-        _, two, n_kv_heads, block, head_dim = kv_cache.shape
-        dense = (n_kv_heads * block * head_dim, block * head_dim, head_dim, 1)
-        if (two, block) != (2, BLOCK_TOKENS) or kv_cache.stride()[1:] != dense:
-            raise EngineError(
-                f"a layer's cache must be [n_blocks, 2, n_kv_heads, {BLOCK_TOKENS}, head_dim] with dense blocks, got"
-                f" shape {tuple(kv_cache.shape)}, strides {kv_cache.stride()}"
-            )
+        check_layout(kv_cache)
+        _, _, n_kv_heads, _, head_dim = kv_cache.shape
         if kv_cache.dtype not in DTYPES or (kv_cache.dtype == torch.bfloat16 and head_dim % 2):
             raise EngineError(f"a cache of {kv_cache.dtype} with heads of {head_dim} has no native layout")
         return NativeKV(kv_cache, kv_cache.data_ptr(), DTYPES[kv_cache.dtype], kv_cache.stride(0), n_kv_heads, head_dim)

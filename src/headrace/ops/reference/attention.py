@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 
 from headrace.cache.specs import CacheSpec, SlidingKV
-from headrace.core.errors import EngineError
 from headrace.core.plan import BLOCK_TOKENS
+from headrace.ops.attention import check_layout
 from headrace.ops.batch import Batch
 
 MAX_TILE_AREA = 1 << 20
@@ -109,13 +109,8 @@ class ReferenceAttention:
     """``AttentionBackend`` in torch, for any device."""
 
     def bind(self, kv_cache: torch.Tensor) -> PagedKV:
-        n_blocks, two, n_kv_heads, block, head_dim = kv_cache.shape
-        dense = (n_kv_heads * block * head_dim, block * head_dim, head_dim, 1)
-        if (two, block) != (2, BLOCK_TOKENS) or kv_cache.stride()[1:] != dense:
-            raise EngineError(
-                f"a layer's cache must be [n_blocks, 2, n_kv_heads, {BLOCK_TOKENS}, head_dim] with dense blocks, got"
-                f" shape {tuple(kv_cache.shape)}, strides {kv_cache.stride()}"
-            )
+        check_layout(kv_cache)
+        n_blocks, _, n_kv_heads, block, head_dim = kv_cache.shape
         unit = math.gcd(kv_cache.stride(0), block * head_dim)
         block_lines = kv_cache.stride(0) // unit
         n_lines = (n_blocks - 1) * block_lines + 2 * n_kv_heads * block * head_dim // unit
