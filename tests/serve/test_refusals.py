@@ -290,3 +290,12 @@ def test_a_fault_of_the_server_has_the_shape_too_and_ends_nothing_else(
     assert "a bug" not in error["message"]
     assert "a bug" in caplog.text
     assert tiny.post("/v1/completions", TEXT).status_code == 200
+
+
+@pytest.mark.parametrize("field", ["min_tokens", "top_k"])
+def test_a_number_beyond_any_use_is_refused_and_the_engine_lives_on(tiny: Running, field: str) -> None:
+    for number in (1 << 31, 1 << 63, 1 << 70):
+        answer = tiny.post("/v1/completions", {"model": NAME, "prompt": "a", field: number})
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"] == field
+    assert tiny.post("/v1/completions", {"model": NAME, "prompt": "a", "max_tokens": 1}).status_code == 200

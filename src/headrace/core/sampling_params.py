@@ -29,7 +29,7 @@ class SamplingParams(BaseModel):
     # Length and end.
     max_tokens: Annotated[int, Field(ge=1)] | None = 32
     """Most tokens to generate; None: up to the sequence limit."""
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     """End-of-sequence and stop ids are forbidden before this many tokens."""
     end_id: Annotated[int, Field(ge=-1)] | None = None
     """End token in place of the model's own; -1: none."""
@@ -42,7 +42,7 @@ class SamplingParams(BaseModel):
 
     # The draw.
     temperature: Annotated[float, Field(ge=0.0)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     top_p: Probability | None = None
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] | None = None
@@ -67,9 +67,9 @@ class SamplingParams(BaseModel):
     best_of: Annotated[int, Field(ge=1)] | None = None
 
     # What comes back.
-    logprobs: Annotated[int, Field(ge=0)] | None = None
+    logprobs: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     """Logprobs of this many top tokens beside the generated one; 0: the generated one alone."""
-    prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     logprobs_mode: Literal["raw", "processed"] = "raw"
     """raw: log-softmax of the model's logits. processed: after penalties, temperature and filters."""
     return_perf_metrics: bool = False
