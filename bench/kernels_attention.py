@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable
 
 import torch
@@ -25,6 +24,7 @@ from headrace.ops.batch import Batch, GroupBatch
 from headrace.ops.memory import huge_zeros
 from headrace.ops.native import core
 from headrace.ops.native.attention import BACKEND
+from kernels import DTYPES, TURNS, WALKED_BYTES, seconds
 
 HEADS = ((9, 3, 64), (16, 8, 128))
 """(query heads, KV heads, head_dim): SmolLM2-135M, Qwen3-0.6B."""
@@ -33,18 +33,6 @@ DECODES = ((8, 384), (8, 2048), (1, 2048))
 """(sequences, tokens of each)."""
 
 PREFILLS = (512, 2048)
-
-WALKED_BYTES = 256 << 20
-"""Of cache: several times what caches hold."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TURNS = 1 << 18
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 class Case:

@@ -98,7 +98,6 @@ async def hurts_nobody(folder: Path, numbers: range) -> tuple[Counter[int], Coun
 )
 def test_ten_thousand_requests_hurt_neither_server_nor_neighbour(folder: Path, numbers: range) -> None:
     statuses, met = asyncio.run(hurts_nobody(folder, numbers))
-    print(statuses, met)
     # A fuzz that is refused at the door proves nothing about the rooms behind it.
     assert statuses[200] > len(numbers) / 10
     assert statuses[400] > len(numbers) / 4
