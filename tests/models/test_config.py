@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from least import least, required
 
 from headrace.core.errors import ModelError
 from headrace.layers.base import BuildContext
@@ -18,21 +19,10 @@ from headrace.models.rope_config import read_rope
 from headrace.ops.table import select_ops
 
 CTX = BuildContext(ops=select_ops("cpu", torch.float32))
-BASE = {
-    "vocab_size": 50,
-    "hidden_size": 24,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-}
 
 
 def build(architecture: str = "LlamaForCausalLM", **changes: Any):
-    config = {"architectures": [architecture], **BASE, **changes}
-    return build_model({name: value for name, value in config.items() if value != "gone"}, CTX)
+    return build_model(least(architecture, **changes), CTX)
 
 
 def longrope(kind: str = "longrope", **changes: Any) -> dict[str, Any]:
@@ -40,13 +30,16 @@ def longrope(kind: str = "longrope", **changes: Any) -> dict[str, Any]:
     return {"type": kind, **factors, "original_max_position_embeddings": 32, **changes}
 
 
+def deci(attention: dict[str, Any], ffn: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    return [{"attention": attention, "ffn": {"no_op": True} if ffn is None else ffn}] * 2
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_least_that_a_configuration_must_say(architecture):
     model = build(architecture)
     assert (model.vocab_size, model.max_positions) == (50, 64)
     assert len(model.cache_specs()) == 2
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                 "max_position_embeddings"):  # fmt: skip
+    for name in required(architecture):
         with pytest.raises(ModelError, match=f"{architecture}: the configuration lacks '{name}'"):
             build(architecture, **{name: "gone"})
 
@@ -99,6 +92,23 @@ def test_defaults_that_follow_from_other_fields():
         ("Qwen2ForCausalLM", {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}, r"got 'mrope'"),
         ("NemotronForCausalLM", {"hidden_act": "silu"}, r"hidden_act must be 'relu2', got 'silu'"),
         ("NemotronForCausalLM", {"head_dim": 6}, r"0.5 of head_dim 6 must be an even number"),
+        ("DeciLMForCausalLM", {"block_configs": [{}]}, r"block_configs must list 2 .* objects"),
+        ("DeciLMForCausalLM", {"block_configs": [{}] * 2}, r"block_configs\[0\].attention.*lacks 'n_heads_in_group'"),
+        ("DeciLMForCausalLM", {"block_configs": deci({"n_heads_in_group": 3})}, r"= 3 does not divide num_att.* = 4"),
+        (
+            "DeciLMForCausalLM",
+            {"block_configs": deci({"no_op": True, "window_length": 8})},
+            r"window_length = 8 is not",
+        ),
+        ("DeciLMForCausalLM", {"block_configs": deci({"no_op": 1})}, r"attention: no_op must be true or false"),
+        ("DeciLMForCausalLM", {"block_configs": deci({"no_op": True}, {})}, r"\[0\].ffn: .*lacks 'ffn_mult'"),
+        ("DeciLMForCausalLM", {"block_configs": deci({"no_op": True}, {"gated": False})}, r"gated = false is not"),
+        (
+            "DeciLMForCausalLM",
+            {"block_configs": deci({"no_op": True}, {"moe": {"n": 4}})},
+            r"moe = .* is not supported",
+        ),
+        ("DeciLMForCausalLM", {"block_configs": deci({"no_op": True}, {"hidden_act": "relu"})}, r"must be 'silu'"),
         ("Exaone4ForCausalLM", {"sliding_window_pattern": "LLXG"}, r"must be an integer or of L and G, got 'LLXG'"),
         ("Exaone4ForCausalLM", {"sliding_window_pattern": ""}, r"must be an integer or of L and G, got ''"),
         ("Exaone4ForCausalLM", {"sliding_window_pattern": 0}, r"sliding_window_pattern must be an integer of at least"),
@@ -135,7 +145,7 @@ def test_names_that_are_no_architecture():
     with pytest.raises(ModelError, match=r"'LamaForCausalLM' is not supported.*Did you mean 'LlamaForCausalLM'"):
         build("LamaForCausalLM")
     with pytest.raises(ModelError, match="names no architecture"):
-        build_model(BASE, CTX)
+        build_model(least("", architectures=[]), CTX)
     assert architecture_of({"architectures": ["LLaMAForCausalLM"]}) == "LlamaForCausalLM"
 
 
@@ -223,6 +233,23 @@ def test_phi_4_has_the_plain_rope():
         "default", 250000.0, 64, original_max_positions=64
     )
     assert phi_rope(rope_scaling=None, partial_rotary_factor=0.75).partial == 0.75
+
+
+def test_decilm_layers_are_what_their_own_entry_says():
+    both = {"attention": {"n_heads_in_group": 4}, "ffn": {"ffn_mult": 40.0}}
+    linear = {"attention": {"replace_with_linear": True}, "ffn": {"replace_with_linear": True}}
+    gone = {"attention": {"no_op": True}, "ffn": {"no_op": True}}
+    model = build("NemotronNASForCausalLM", num_hidden_layers=3, block_configs=[both, linear, gone])
+    assert [spec.n_kv_heads for spec in model.cache_specs()] == [1]
+    shapes = {name.removeprefix("model.layers."): shape for name, shape in model.tensor_shapes().items()}
+    # 40 * 2/3 * 24 is 640, which is rounded up to a multiple of 256.
+    assert shapes["0.mlp.gate_proj.weight"] == (768, 24)
+    assert (shapes["1.self_attn.linear_attn.weight"], shapes["1.mlp.linear_mlp.weight"]) == ((24, 24), (24, 24))
+    assert {name for name in shapes if name.startswith("1.")} == {
+        "1.input_layernorm.weight", "1.self_attn.linear_attn.weight",
+        "1.post_attention_layernorm.weight", "1.mlp.linear_mlp.weight",
+    }  # fmt: skip
+    assert not [name for name in shapes if name.startswith("2.")]
 
 
 def test_nemotron_rotates_half_of_each_head_unless_told_otherwise():

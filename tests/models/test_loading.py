@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from least import least
 
 from headrace.core.errors import CheckpointError, EngineError
 from headrace.layers.base import BuildContext
@@ -18,21 +19,9 @@ from headrace.weights.checkpoint import open_checkpoint
 from headrace.weights.dummy import DummyCheckpoint, write_safetensors
 from plain_weights import plain
 
-BASE = {
-    "vocab_size": 50,
-    "hidden_size": 24,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-}
-
 
 def build(architecture: str = "LlamaForCausalLM", dtype: torch.dtype = torch.float32, **changes: Any) -> Model:
-    config = {"architectures": [architecture], **BASE, **changes}
-    return build_model(config, BuildContext(ops=select_ops("cpu", torch.float32), dtype=dtype))
+    return build_model(least(architecture, **changes), BuildContext(ops=select_ops("cpu", torch.float32), dtype=dtype))
 
 
 def weights(model: Model) -> dict[str, torch.Tensor]:
@@ -64,7 +53,7 @@ def test_names_and_size_are_those_of_the_checkpoint():
     assert shapes["model.layers.1.self_attn.k_proj.bias"] == (16,)
     assert model.n_params == sum(torch.Size(shape).numel() for shape in shapes.values())
     ctx = BuildContext(ops=select_ops("cpu", torch.float32, "reference"))
-    config = {"architectures": ["LlamaForCausalLM"], **BASE, "tie_word_embeddings": True, "attention_bias": True}
+    config = least("LlamaForCausalLM", tie_word_embeddings=True, attention_bias=True)
     assert build_model(config, ctx).n_bytes == 4 * model.n_params
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from headrace.core.features import FEATURES, feature
 
-FULL = ("llama", "qwen2", "qwen3", "nemotron")
+FULL = ("llama", "qwen2", "qwen3", "nemotron", "decilm")
 """Families whose layers all keep everything."""
 WINDOWED = ("gemma3-untied-window-40", "mistral-window-40-odd-mqa", "phi3-longrope-long", "exaone4-window-40-odd")
 """Families with a window: in some layers (Gemma, EXAONE, whose full layers have no rope) or in all (Mistral, Phi with
@@ -24,6 +26,15 @@ def _possible(pair: tuple[str, ...]) -> bool:
 
 ALONE = tuple((name,) for name in NAMES)
 PAIRS = tuple(pair for pair in itertools.combinations(NAMES, 2) if _possible(pair))
+
+
+def _quick(kind: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every pair on one family of a kind: the one that its features are newest to, of those with the fewest pairs."""
+    met: dict[str, Counter[str]] = {family: Counter() for family in kind}
+    for pair in PAIRS:
+        family = min(kind, key=lambda one: (sum(met[one][name] > 0 for name in pair), met[one].total()))
+        met[family].update(pair)
+        yield pair, family
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +54,7 @@ def all_cases() -> list[Case]:
     """Every feature alone, every pair, and everything at once, on every family. Of the pairs, each is quick on two
     families, one of each kind, that change from pair to pair. A family's cases stand together: they share its plain
     runs."""
-    quick = {(pair, kind[turn % len(kind)]) for turn, pair in enumerate(PAIRS) for kind in (FULL, WINDOWED)}
+    quick = {*_quick(FULL), *_quick(WINDOWED)}
     cases = [Case(names, family, is_slow=False) for family in FAMILIES for names in (*ALONE, NAMES)]
     cases += [Case(pair, family, (pair, family) not in quick) for family in FAMILIES for pair in PAIRS]
     return sorted(cases, key=lambda case: (case.is_slow, FAMILIES.index(case.family)))

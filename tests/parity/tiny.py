@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import transformers
 
+from parity.decilm import DeciLM
+
 ABSENT = object()
 """For a field that the configuration does not have."""
 
@@ -170,6 +172,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Exaone4",
         {**_EXAONE, "sliding_window": 40, "head_dim": 20, "num_attention_heads": 3, "num_key_value_heads": 1},
     ),
+    "decilm": ("DeciLM", {}),
 }
 """Name -> (class prefix, what differs from the common base)."""
 
@@ -182,6 +185,7 @@ _CLASSES = {
     "Nemotron": (transformers.NemotronConfig, transformers.NemotronForCausalLM),
     "Exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM),
     "Gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+    "DeciLM": (dict, DeciLM),
 }
 
 
@@ -189,7 +193,7 @@ _SHARPER = 4.0
 """How much larger query and key weights are than others."""
 
 
-def make(variant: str, **changes: Any) -> transformers.PreTrainedModel:
+def make(variant: str, **changes: Any) -> Any:
     """The reference model of a variant, fp32 and eager; its weights are a function of the name."""
     family, overrides = VARIANTS[variant]
     config_class, model_class = _CLASSES[family]

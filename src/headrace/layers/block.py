@@ -83,3 +83,37 @@ class SandwichBlock(Layer):
         """[T, hidden] -> [T, hidden]."""
         x = self._add(x, self.after_attention(self.attention(self.before_attention(x), angles, batch)))
         return self._add(x, self.after_mlp(self.mlp(self.before_mlp(x))))
+
+
+class Branch(Layer):
+    """x + part(norm x), for a part that looks at a row alone."""
+
+    def __init__(self, ctx: BuildContext, norm_name: str, hidden_size: int, eps: float, part: Layer) -> None:
+        self.norm = RMSNorm(ctx, norm_name, hidden_size, eps)
+        self.part = part
+        self._add = ctx.ops.add
+
+    def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        return self._add(x, self.part(self.norm(x)))
+
+
+class AttentionBranch(Branch):
+    """x + attention(norm x)."""
+
+    def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        return self._add(x, self.part(self.norm(x), angles, batch))
+
+
+class BranchedBlock(Layer):
+    """Branches in order; none leaves x as it is."""
+
+    def __init__(self, branches: tuple[Layer, ...]) -> None:
+        self.branches = branches
+
+    def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        for branch in self.branches:
+            x = branch(x, angles, batch)
+        return x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -85,6 +85,12 @@ class Fields:
         if self._values.get(name):
             raise ModelError(f"{self.where}: {name} = {self._values[name]!r} is not supported: {why}")
 
+    def only(self, known: Collection[str]) -> None:
+        """Refuses every other field that is set: what is read half is a model that is quietly worse."""
+        for name in self._values:
+            if name not in known:
+                self.refuse(name, f"known here are {', '.join(sorted(known))}")
+
     def _wrong(self, name: str, value: Any, allowed: str) -> ModelError:
         return ModelError(f"{self.where}: {name} must be {allowed}, got {value!r}")
 
@@ -96,7 +102,7 @@ class DecoderConfig:
     vocab_size: int
     hidden_size: int
     inner_size: int
-    """Width of the MLP."""
+    """Width of the MLP; 0 where layers differ in it."""
     n_layers: int
     n_heads: int
     n_kv_heads: int
@@ -109,7 +115,13 @@ class DecoderConfig:
 
 
 def read_decoder(
-    fields: Fields, *, head_dim: int | None, tied: bool, eps: float = 1e-6, eps_name: str = "rms_norm_eps"
+    fields: Fields,
+    *,
+    head_dim: int | None,
+    tied: bool,
+    eps: float = 1e-6,
+    eps_name: str = "rms_norm_eps",
+    inner_size: int = REQUIRED,
 ) -> DecoderConfig:
     """Reads the common part.
 
@@ -117,6 +129,7 @@ def read_decoder(
         head_dim: the architecture's default; None: hidden_size // num_attention_heads.
         tied: the architecture's default of ``tie_word_embeddings``.
         eps: the architecture's default of ``eps_name``.
+        inner_size: the architecture's default of ``intermediate_size``, which most do not have.
     """
     fields.refuse("quantization_config", "only plain float weights are read here")
     hidden_size, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
@@ -133,7 +146,7 @@ def read_decoder(
     return DecoderConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
-        inner_size=fields.integer("intermediate_size"),
+        inner_size=fields.integer("intermediate_size", inner_size),
         n_layers=fields.integer("num_hidden_layers"),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,

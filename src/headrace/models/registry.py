@@ -12,6 +12,7 @@ from headrace.layers.base import BuildContext
 from .base import Model
 
 ARCHITECTURES: dict[str, str] = {
+    "DeciLMForCausalLM": "decilm",
     "Exaone4ForCausalLM": "exaone4",
     "Gemma3ForCausalLM": "gemma3",
     "LlamaForCausalLM": "llama",
@@ -23,7 +24,10 @@ ARCHITECTURES: dict[str, str] = {
 }
 """Name in ``architectures`` of a configuration -> module; the class in it has that name."""
 
-ALIASES: dict[str, str] = {"LLaMAForCausalLM": "LlamaForCausalLM"}
+ALIASES: dict[str, str] = {
+    "LLaMAForCausalLM": "LlamaForCausalLM",
+    "NemotronNASForCausalLM": "DeciLMForCausalLM",
+}
 """Other names for the same thing."""
 
 

@@ -1,0 +1,37 @@
+"""The least that a configuration of each architecture must say, as small as can be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+BASE: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
+
+_OWN: dict[str, dict[str, Any]] = {
+    "DeciLMForCausalLM": {
+        "intermediate_size": None,
+        "block_configs": [{"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 1.0}}] * 2,
+    },
+}
+"""What an architecture has instead, or beside it."""
+
+
+def least(architecture: str, **changes: Any) -> dict[str, Any]:
+    """``changes`` to "gone" take a field out."""
+    config = {"architectures": [architecture], **BASE, **_OWN.get(architecture, {}), **changes}
+    return {name: value for name, value in config.items() if value != "gone"}
+
+
+def required(architecture: str) -> list[str]:
+    """Fields without a default."""
+    wanted = least(architecture)
+    optional = {"architectures", "num_key_value_heads", "head_dim"}
+    return [name for name, value in wanted.items() if value is not None and name not in optional]
