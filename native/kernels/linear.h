@@ -2,6 +2,7 @@
 // the order of k, whatever the height of the tile.
 #pragma once
 
+#include "core/transpose.h"
 #include "kernels/linear_args.h"
 #include "simd/dot.h"
 
@@ -12,18 +13,39 @@ constexpr int panel_vecs = int(panel_outputs) / Vec::lanes;
 // Ahead of the read place: a unit of a high tile takes long enough that the next few are not.
 constexpr int64_t prefetch_bytes = 4096;
 
+// Units [first, last) of one row of x, among `rows`.
+template <class D, class T>
+void pack_row(const T* x, char* to, int64_t rows, int64_t first, int64_t last) {
+    for (int64_t unit = first; unit < last; ++unit) D::put(x + unit * D::values, to + unit * rows * D::x_bytes);
+}
+
 // x packed for a block of rows: for each unit of k the values of all its rows, as the level's Dot wants them.
 template <class T>
 void pack_x(const Linear& job, int64_t first_row, int64_t last_row, void* packed) {
     using D = Dot<T>;
     const int64_t rows = last_row - first_row, units = units_of(job.k, D::dtype), whole = job.k / D::values;
+    const T* x = static_cast<const T*>(job.x) + first_row * job.x_stride;
+    char* to = static_cast<char*>(packed);
+    int64_t turned = 0;  // units that are in place, of all rows
+    if constexpr (D::x_bytes == unit_bytes) {
+        if (rows == 1) std::memcpy(to, x, size_t(whole * unit_bytes));
+        turned = rows == 1 ? whole : rows < 4 ? 0 : whole / 4 * 4;
+        const int64_t row_bytes = job.x_stride * int64_t(sizeof(T));
+        for (int64_t unit = 0; unit < turned && rows > 1; unit += 4) {
+            const char* from = reinterpret_cast<const char*>(x + unit * D::values);
+            // The last four rows may overlap the ones before.
+            for (int64_t row = 0; row < rows; row += 4) {
+                const int64_t start = row + 4 < rows ? row : rows - 4;
+                transpose_4x4(from + start * row_bytes, row_bytes, to + (unit * rows + start) * D::x_bytes, rows * D::x_bytes);
+            }
+        }
+    }
     for (int64_t row = 0; row < rows; ++row) {
-        const T* x = static_cast<const T*>(job.x) + (first_row + row) * job.x_stride;
-        char* to = static_cast<char*>(packed) + row * D::x_bytes;
-        for (int64_t unit = 0; unit < whole; ++unit) D::put(x + unit * D::values, to + unit * rows * D::x_bytes);
+        const T* values = x + row * job.x_stride;
+        pack_row<D>(values, to + row * D::x_bytes, rows, turned, whole);
         if (whole < units) {
-            const T last[2] = {x[job.k - 1], T{}};
-            D::put(last, to + whole * rows * D::x_bytes);
+            const T last[2] = {values[job.k - 1], T{}};
+            D::put(last, to + (whole * rows + row) * D::x_bytes);
         }
     }
 }

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "core/pool.h"
+#include "core/transpose.h"
 #include "ops/linear.h"
 
 namespace headrace {
@@ -15,6 +16,30 @@ constexpr int64_t panel_unit_bytes = panel_outputs * unit_bytes;
 // Where the values of one output begin; the next unit of it is panel_unit_bytes further.
 int64_t output_offset(int64_t output, int64_t k, Dtype dtype) {
     return output / panel_outputs * panel_bytes(k, dtype) + output % panel_outputs * unit_bytes;
+}
+
+// Bytes [start, end) of one row into its panel.
+void pack_row(const char* from, char* to, int64_t start, int64_t end) {
+    int64_t at = start;
+    for (; at + unit_bytes <= end; at += unit_bytes) std::memcpy(to + at / unit_bytes * panel_unit_bytes, from + at, unit_bytes);
+    if (at < end) std::memcpy(to + at / unit_bytes * panel_unit_bytes, from + at, size_t(end - at));
+}
+
+// Rows [first, last) of one panel.
+void pack(const PackRows& job, Dtype dtype, int64_t first, int64_t last) {
+    const int64_t itemsize = dtype == Dtype::f32 ? 4 : 2, row_bytes = job.k * itemsize, stride = job.row_stride * itemsize;
+    const char* from = static_cast<const char*>(job.rows) + (first - job.first_row) * stride;
+    char* to = static_cast<char*>(job.weight) + output_offset(first, job.k, dtype);
+    constexpr int64_t strip = 64;  // a cache line of every row, so that the lines written stay near
+    for (int64_t start = 0; start < row_bytes; start += strip) {
+        const int64_t end = std::min(row_bytes, start + strip);
+        int64_t row = 0;
+        for (; row + 4 <= last - first && end - start == strip; row += 4)
+            for (int64_t at = start; at < end; at += 4 * unit_bytes)
+                transpose_4x4(from + row * stride + at, stride, to + row * unit_bytes + at / unit_bytes * panel_unit_bytes,
+                              panel_unit_bytes);
+        for (; row < last - first; ++row) pack_row(from + row * stride, to + row * unit_bytes, start, end);
+    }
 }
 
 }  // namespace
@@ -37,25 +62,11 @@ void run(const Embedding& job, Dtype dtype, int64_t n_rows) {
 
 void run(const PackRows& job, Dtype dtype, int64_t n_rows) {
     if (n_rows == 0) return;
-    const int64_t itemsize = dtype == Dtype::f32 ? 4 : 2, row_bytes = job.k * itemsize;
-    const int64_t last_row = job.first_row + n_rows, first_panel = job.first_row / panel_outputs;
-    // A panel a chunk: two threads never write the same one.
-    Pool::instance().each(panels_of(last_row) - first_panel, [&](int64_t chunk, int) {
-        const int64_t panel = first_panel + chunk;
-        const int64_t first = std::max(job.first_row, panel * panel_outputs);
-        const int64_t last = std::min(last_row, (panel + 1) * panel_outputs);
-        constexpr int64_t strip = 64;  // a cache line of every row, so that the lines written stay near
-        for (int64_t start = 0; start < row_bytes; start += strip) {
-            const int64_t end = std::min(row_bytes, start + strip);
-            for (int64_t row = first; row < last; ++row) {
-                const char* from = static_cast<const char*>(job.rows) + (row - job.first_row) * job.row_stride * itemsize;
-                char* to = static_cast<char*>(job.weight) + output_offset(row, job.k, dtype) + start / unit_bytes * panel_unit_bytes;
-                int64_t at = start;
-                for (; at + unit_bytes <= end; at += unit_bytes, to += panel_unit_bytes) std::memcpy(to, from + at, unit_bytes);
-                if (at < end) std::memcpy(to, from + at, size_t(end - at));
-            }
-        }
-    });
+    const int64_t last_row = job.first_row + n_rows;
+    // On the caller's thread: a load fills several weights at once, and threads that write to one page of 2 MiB for the
+    // first time both clear it.
+    for (int64_t panel = job.first_row / panel_outputs; panel < panels_of(last_row); ++panel)
+        pack(job, dtype, std::max(job.first_row, panel * panel_outputs), std::min(last_row, (panel + 1) * panel_outputs));
 }
 
 }  // namespace headrace

@@ -168,3 +168,33 @@ def test_caches_that_do_not_fit_are_refused():
         model.bind_cache([[0]], [torch.zeros(3, 1, 2, 2, 32, 8)])
     with pytest.raises(EngineError, match="group 0 has 2 layers"):
         model.bind_cache([[0, 1]], [torch.zeros(3, 1, 2, 2, 32, 8)])
+
+
+def test_threads_fill_the_same(tmp_path):
+    model, alone = build(attention_bias=True), build(attention_bias=True)
+    tensors, seen = weights(model), []
+    load(model, tensors, tmp_path, threads=3, progress=lambda done, total: seen.append((done, total)))
+    load(alone, tensors, tmp_path)
+    for mine, other in zip(model.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(plain(mine), plain(other))
+    assert [total for _, total in seen] == [model.n_bytes] * len(tensors)
+    assert seen == sorted(seen)
+    assert seen[-1][0] == model.n_bytes
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_read_that_fails_ends_the_load(threads):
+    model = build()
+    checkpoint = DummyCheckpoint({}, model.tensor_shapes(), seed=1, dtype=torch.float32)
+    rows, read = checkpoint.rows, []
+
+    def failing(name: str) -> Any:
+        if name.endswith("layers.0.self_attn.k_proj.weight"):
+            raise CheckpointError("the disk is gone")
+        read.append(name)
+        return rows(name)
+
+    checkpoint.rows = failing
+    with pytest.raises(CheckpointError, match="the disk is gone"):
+        model.load(checkpoint, threads=threads)
+    assert not any(name.endswith("layers.0.self_attn.v_proj.weight") for name in read)

@@ -45,11 +45,12 @@ class Model(Protocol):
         """Names among them that store w for a factor of 1 + w."""
         ...
 
-    def load(self, checkpoint: Checkpoint, progress: Progress = no_progress) -> None:
-        """Checks all names and shapes, then allocates and fills the parameters, one tensor at a time.
+    def load(self, checkpoint: Checkpoint, progress: Progress = no_progress, threads: int = 1) -> None:
+        """Checks all names and shapes, then allocates and fills the parameters, some rows of a tensor at a time.
 
         Args:
             progress: called after each tensor with (bytes of parameters filled, ``n_bytes``).
+            threads: that read and fill, each another parameter.
 
         Raises:
             CheckpointError: a tensor is missing, has another shape or a dtype that is not a float, or is one that no
@@ -112,9 +113,10 @@ class Decoder(Layer):
     def zero_centred(self) -> frozenset[str]:
         return frozenset(source.name for p in self.parameters() if p.zero_centred for source in p.sources)
 
-    def load(self, checkpoint: Checkpoint, progress: Progress = no_progress) -> None:
+    def load(self, checkpoint: Checkpoint, progress: Progress = no_progress, threads: int = 1) -> None:
         parameters: list[Parameter] = list(self.parameters())
-        fill_parameters(plan_loading(parameters, checkpoint, self._ignored), parameters, checkpoint, progress)
+        plan = plan_loading(parameters, checkpoint, self._ignored)
+        fill_parameters(plan, parameters, checkpoint, progress, threads)
 
     def cache_specs(self) -> list[CacheSpec]:
         return [attention.cache_spec for attention in self._attentions()]

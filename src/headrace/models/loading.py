@@ -1,11 +1,14 @@
 """From a checkpoint to parameters: everything is checked first, then read tensor by tensor.
 
-Peak memory is the parameters plus a few MiB: a tensor goes from the checkpoint to its place some rows at a time.
+Peak memory is the parameters plus a few MiB a thread: a tensor goes from the checkpoint to its place some rows at a
+time. Threads take whole parameters, so that a format may pack rows of different sources into one byte.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Lock
 
 import torch
 
@@ -62,20 +65,65 @@ def plan_loading(parameters: Sequence[Parameter], checkpoint: Checkpoint, ignore
     return [use for name in names if name in wanted for use in wanted[name]]
 
 
-def fill_parameters(plan: Plan, parameters: Sequence[Parameter], checkpoint: Checkpoint, progress: Progress) -> None:
-    """Allocates the parameters and fills them."""
+def fill_parameters(
+    plan: Plan, parameters: Sequence[Parameter], checkpoint: Checkpoint, progress: Progress, threads: int = 1
+) -> None:
+    """Allocates the parameters and fills them, each on one of so many threads."""
     # All before the first is read: pages are taken when they are written, and what lives long stays out of the holes
     # that buffers of reading leave in the heap, so that the next buffer finds its hole again.
     for parameter in parameters:
         parameter.allocate()
-    total = sum(parameter.nbytes for parameter in parameters)
-    rows = dict.fromkeys(map(id, parameters), 0)
-    done = 0
+    filling = _Filling(checkpoint, sum(parameter.nbytes for parameter in parameters), progress)
+    work = _by_parameter(plan, filling.total // (4 * threads))
+    if threads == 1:
+        for uses in work:
+            filling.fill(uses)
+        return
+    torch_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, thread_name_prefix="headrace-load") as pool:
+        try:
+            for done in as_completed([pool.submit(filling.fill, uses) for uses in work]):
+                done.result()
+        except BaseException:
+            filling.stopped = True
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            # Those threads have set torch's number for their own reads, and the last one to do so has set it for all.
+            torch.set_num_threads(torch_threads)
+
+
+def _by_parameter(plan: Plan, large: int) -> list[Plan]:
+    """What one thread does at a time: a parameter, in the order of the files but for those of more than ``large``
+    bytes. They come first, or all would wait for the last one."""
+    uses: dict[int, Plan] = {}
     for parameter, source in plan:
-        parameter.fill(source, checkpoint)
-        before = rows[id(parameter)]
-        rows[id(parameter)] = after = before + source.last - source.first
-        # Padding counts with the rows, in proportion.
-        nbytes, height = parameter.nbytes, parameter.shape[0]
-        done += nbytes * after // height - nbytes * before // height
-        progress(done, total)
+        uses.setdefault(id(parameter), []).append((parameter, source))
+    return sorted(uses.values(), key=lambda use: use[0][0].nbytes <= large)
+
+
+class _Filling:
+    """Parameters being filled by several threads, and how far they are."""
+
+    def __init__(self, checkpoint: Checkpoint, total: int, progress: Progress) -> None:
+        self.total = total
+        self.stopped = False
+        """Somebody has failed: nothing more is to be read."""
+        self._checkpoint = checkpoint
+        self._progress = progress
+        self._done = 0
+        self._lock = Lock()
+
+    def fill(self, uses: Plan) -> None:
+        """Fills one parameter from its sources."""
+        rows = 0
+        for parameter, source in uses:
+            if self.stopped:
+                return
+            parameter.fill(source, self._checkpoint)
+            # Padding counts with the rows, in proportion.
+            before, rows = rows, rows + source.last - source.first
+            nbytes, height = parameter.nbytes, parameter.shape[0]
+            with self._lock:
+                self._done += nbytes * rows // height - nbytes * before // height
+                self._progress(self._done, self.total)

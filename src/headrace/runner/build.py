@@ -65,7 +65,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         slots = SlotTable(args.max_batch_size, max_seq_len, max_drafts, len(groups), BLOCK_TOKENS)
         layout, memory = _plan_memory(args, model, groups, max_seq_len, slots.nbytes)
     with phases.time("load weights"):
-        _load(model, checkpoint or _dummy(config, model, dtype))
+        _load(model, checkpoint or _dummy(config, model, dtype), threads)
     with phases.time("lay out cache"):
         views = arena_views(layout, groups, kv_dtype)
         model.bind_cache([group.layers for group in groups], views)
@@ -189,10 +189,10 @@ def _dummy(config: dict[str, Any], model: Model, dtype: torch.dtype) -> Checkpoi
     )
 
 
-def _load(model: Model, checkpoint: Checkpoint) -> None:
+def _load(model: Model, checkpoint: Checkpoint, threads: int) -> None:
     """Reads all weights, with a bar when somebody is looking and it takes a while."""
     with tqdm(
         total=model.n_bytes, desc="weights", unit="B", unit_scale=True, disable=None, delay=0.5, leave=False
     ) as bar:
-        model.load(checkpoint, lambda done, total: bar.update(done - bar.n))
+        model.load(checkpoint, lambda done, total: bar.update(done - bar.n), threads)
     checkpoint.close()
