@@ -12,7 +12,7 @@ using namespace headrace;
 
 NB_MODULE(_native, m) {
     m.doc() = "The native core. Use it through headrace.ops.native.";
-    m.attr("interface") = 2;
+    m.attr("interface") = 3;
     m.def("level", [] { return level(); });
     m.def("runnable_levels", &runnable_levels);
     m.def("built_levels", &built_levels);
@@ -21,6 +21,7 @@ NB_MODULE(_native, m) {
     bind_linear(m);
     bind_attention(m);
     bind_elementwise(m);
+    bind_moe(m);
     bind_norm(m);
     bind_roofline(m);
     bind_sampler(m);

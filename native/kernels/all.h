@@ -6,6 +6,7 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
+#include "kernels/moe.h"
 #include "kernels/norm.h"
 #include "kernels/roofline.h"
 #include "kernels/sampler.h"
@@ -32,7 +33,10 @@ const KernelTable& HEADRACE_TABLE() {
                         {elementwise<Elementwise::relu_squared, float>, elementwise<Elementwise::relu_squared, bf16>},
                         {elementwise<Elementwise::soft_cap, float>, elementwise<Elementwise::soft_cap, bf16>},
                         {elementwise<Elementwise::add, float>, elementwise<Elementwise::add, bf16>},
-                        {elementwise<Elementwise::scale, float>, elementwise<Elementwise::scale, bf16>}},
+                        {elementwise<Elementwise::scale, float>, elementwise<Elementwise::scale, bf16>},
+                        {elementwise<Elementwise::clamped_glu, float>, elementwise<Elementwise::clamped_glu, bf16>}},
+        .moe_f32 = {gather_slots<float>, combine_slots<float>},
+        .moe_bf16 = {gather_slots<bf16>, combine_slots<bf16>},
         .rope_f32 = rope<float>,
         .rope_bf16 = rope<bf16>,
         .layer_norm_f32 = layer_norm<float>,

@@ -21,6 +21,13 @@ static inline Vec tanh(Vec x) {
     return Vec::all(1.0f) - Vec::all(2.0f) / (e + Vec::all(1.0f));
 }
 
+static inline Vec clamped_glu(Vec gate, Vec up, Vec limit) {
+    gate = Vec::min(gate, limit);
+    up = Vec::max(Vec::min(up, limit), Vec::zero() - limit);
+    const Vec one = Vec::all(1.0f);
+    return (up + one) * (gate / (one + exp(gate * Vec::all(-1.702f))));
+}
+
 template <Elementwise kind, class T>
 Vec element(const ElementwiseRows& job, const T* x, const T* other, int n) {
     const Vec value = Vec::load(x, n);
@@ -32,6 +39,7 @@ Vec element(const ElementwiseRows& job, const T* x, const T* other, int n) {
     }
     if constexpr (kind == Elementwise::soft_cap) return tanh(value / Vec::all(job.c)) * Vec::all(job.c);
     if constexpr (kind == Elementwise::add) return value + Vec::load(other, n);
+    if constexpr (kind == Elementwise::clamped_glu) return clamped_glu(value, Vec::load(x + job.size, n), Vec::all(job.c));
     if constexpr (kind == Elementwise::scale) return value * Vec::all(to_float(converted<T>(job.c)));
 }
 

@@ -5,6 +5,7 @@
 #include "kernels/attention_args.h"
 #include "kernels/elementwise_args.h"
 #include "kernels/linear_args.h"
+#include "kernels/moe_args.h"
 #include "kernels/norm_args.h"
 #include "kernels/sampler_args.h"
 
@@ -26,6 +27,11 @@ struct AttentionKernels {
     void (*merge)(const Attend&, const AttentionTile&, int64_t kv_head, float* partials, int64_t stride);
 };
 
+struct MoeKernels {
+    void (*gather)(const Experts&, const int32_t* order, int64_t first, int64_t last, void* to);
+    void (*combine)(const Experts&, const float* outputs, const int32_t* places, int64_t row, int64_t first, int64_t last);
+};
+
 struct KernelTable {
     AttentionKernels attention[2][2];  // by the dtypes of rows and of the cache
     float (*read_all)(const void* memory, int64_t bytes);
@@ -34,6 +40,8 @@ struct KernelTable {
     LinearKernels linear_f32;
     LinearKernels linear_bf16;
     void (*elementwise[int(Elementwise::count)][2])(const ElementwiseRows&, int64_t first_row, int64_t last_row);
+    MoeKernels moe_f32;
+    MoeKernels moe_bf16;
     void (*rope_f32)(const Rope&, int64_t first_row, int64_t last_row);
     void (*rope_bf16)(const Rope&, int64_t first_row, int64_t last_row);
     void (*layer_norm_f32)(const LayerNorm&, int64_t first_row, int64_t last_row);

@@ -65,6 +65,11 @@ def pairs(size: int, heads: int, dtype: torch.dtype, rng: torch.Generator) -> di
         "silu_mul": Pair(elementwise.silu_mul, exactly(ref_activation.silu_mul, dtype), (2 * size,)),
         # In fp32 torch's 1 + tanh cancels where tanh is near -1, and is itself far off there.
         "gelu_tanh_mul": Pair(elementwise.gelu_tanh_mul, exactly(ref_activation.gelu_tanh_mul, dtype), (2 * size,)),
+        "clamped_glu": Pair(
+            lambda x: elementwise.clamped_glu(x, 0.8),
+            lambda x: ref_activation.clamped_glu(x.double(), 0.8).to(dtype),
+            (2 * size,),
+        ),
         "relu_squared": Pair(elementwise.relu_squared, ref_activation.relu_squared, (size,)),
         "soft_cap": Pair(
             lambda x: elementwise.soft_cap(x, 3.0), lambda x: ref_activation.soft_cap(x.float(), 3.0).to(dtype), (size,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headrace.ops.reference.activation import gelu_tanh_mul, relu_squared, silu_mul, soft_cap
+from headrace.ops.reference.activation import clamped_glu, gelu_tanh_mul, relu_squared, silu_mul, soft_cap
 from headrace.ops.reference.linear import LINEAR
 from headrace.ops.reference.norm import layer_norm_plus_one, rms_norm, rms_norm_plus_one
 from headrace.ops.reference.rope import rope, rope_angles
@@ -84,6 +84,8 @@ def test_gated_activations_and_cap():
     close(silu_mul(x), gate * torch.sigmoid(gate) * up, 1e-5)
     tanh_form = 0.5 * gate * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
     close(gelu_tanh_mul(x), tanh_form * up, 1e-5)
+    g, u = gate.clamp(max=1.5), up.clamp(-1.5, 1.5)
+    close(clamped_glu(x, 1.5), g / (1 + torch.exp(-1.702 * g)) * u + g / (1 + torch.exp(-1.702 * g)), 1e-5)
     close(soft_cap(x * 20, 30.0), 30 * torch.tanh(x.double() * 20 / 30), 1e-5)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from headrace.core.features import FEATURES, feature
 
-FULL = ("llama", "qwen2", "qwen3", "nemotron", "decilm")
+FULL = ("llama", "qwen2", "qwen3", "nemotron", "decilm", "mixtral", "qwen3-moe")
 """Families whose layers all keep everything."""
 WINDOWED = ("gemma3-untied-window-40", "mistral-window-40-odd-mqa", "phi3-longrope-long", "exaone4-window-40-odd")
 """Families with a window: in some layers (Gemma, EXAONE, whose full layers have no rope) or in all (Mistral, Phi with

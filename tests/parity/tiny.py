@@ -33,6 +33,7 @@ _BASE = {
     "eos_token_id": 2,
     "tie_word_embeddings": False,
     "attn_implementation": "eager",
+    "experts_implementation": "eager",
 }
 
 
@@ -60,6 +61,7 @@ _SHORT = {
 }
 _SSSF = ["sliding_attention"] * 3 + ["full_attention"]
 _EXAONE = {"num_hidden_layers": 5, "sliding_window": 8, "layer_types": [*_SSSF, "sliding_attention"], **_LLAMA3}
+_QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "mlp_only_layers": [1]}
 _GEMMA = {
     "num_hidden_layers": 4,
     "query_pre_attn_scalar": 24,
@@ -163,6 +165,32 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "intermediate_size": 77,
         },
     ),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral-odd-window-40": (
+        "Mixtral",
+        {
+            "num_local_experts": 3,
+            "num_experts_per_tok": 3,
+            "sliding_window": 40,
+            "hidden_size": 60,
+            "intermediate_size": 77,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3-moe": ("Qwen3Moe", _QWEN_MOE),
+    "qwen3-moe-normalised": ("Qwen3Moe", {**_QWEN_MOE, "norm_topk_prob": True, "num_experts_per_tok": 3, **_YARN}),
+    "qwen3-moe-sparse-step-sliding": (
+        "Qwen3Moe",
+        {
+            **_QWEN_MOE,
+            "mlp_only_layers": [],
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "attention_bias": True,
+            "moe_intermediate_size": 33,
+        },
+    ),
     "exaone4": ("Exaone4", _EXAONE),
     "exaone4-no-window": (
         "Exaone4",
@@ -184,6 +212,8 @@ _CLASSES = {
     "Phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM),
     "Nemotron": (transformers.NemotronConfig, transformers.NemotronForCausalLM),
     "Exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM),
+    "Mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+    "Qwen3Moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
     "Gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
     "DeciLM": (dict, DeciLM),
 }

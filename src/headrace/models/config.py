@@ -158,6 +158,19 @@ def read_decoder(
     )
 
 
+def read_experts(fields: Fields, names: Sequence[str], *, default: int, default_k: int) -> tuple[int, int]:
+    """How many experts a layer has, and how many a row goes to.
+
+    Args:
+        names: of the field with the number of experts, the first that is there counts.
+    """
+    name = next((name for name in names if fields.raw(name, None) is not None), names[0])
+    n_experts, k = fields.integer(name, default), fields.integer("num_experts_per_tok", default_k)
+    if k > n_experts:
+        raise ModelError(f"{fields.where}: num_experts_per_tok = {k} must be at most {name} = {n_experts}")
+    return n_experts, k
+
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 

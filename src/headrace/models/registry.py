@@ -17,10 +17,12 @@ ARCHITECTURES: dict[str, str] = {
     "Gemma3ForCausalLM": "gemma3",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
+    "MixtralForCausalLM": "mixtral",
     "NemotronForCausalLM": "nemotron",
     "Phi3ForCausalLM": "phi3",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
 }
 """Name in ``architectures`` of a configuration -> module; the class in it has that name."""
 

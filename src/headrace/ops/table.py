@@ -17,6 +17,7 @@ from headrace.core.errors import ConfigError, did_you_mean
 
 from .attention import AttentionBackend
 from .linear import LinearOps
+from .moe import ExpertOps, Routing
 
 ANY_DEVICE = frozenset({"cpu", "cuda", "mps", "xpu"})
 ANY_DTYPE = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -56,9 +57,13 @@ class Ops:
     silu_mul: Callable[[torch.Tensor], torch.Tensor]
     gelu_tanh_mul: Callable[[torch.Tensor], torch.Tensor]
     relu_squared: Callable[[torch.Tensor], torch.Tensor]
+    clamped_glu: Callable[[torch.Tensor, float], torch.Tensor]
     soft_cap: Callable[[torch.Tensor, float], torch.Tensor]
     add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     scale: Callable[[torch.Tensor, float], torch.Tensor]
+    softmax_top_k: Callable[..., Routing]
+    sigmoid_top_k: Callable[..., Routing]
+    experts: ExpertOps
     attention: AttentionBackend
     chosen: Mapping[str, str] = field(default_factory=dict)
     """Operator name -> implementation name, for reports."""
@@ -83,9 +88,13 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "silu_mul": (_native("elementwise", "silu_mul"), _reference("activation", "silu_mul")),
     "gelu_tanh_mul": (_native("elementwise", "gelu_tanh_mul"), _reference("activation", "gelu_tanh_mul")),
     "relu_squared": (_native("elementwise", "relu_squared"), _reference("activation", "relu_squared")),
+    "clamped_glu": (_native("elementwise", "clamped_glu"), _reference("activation", "clamped_glu")),
     "soft_cap": (_native("elementwise", "soft_cap"), _reference("activation", "soft_cap")),
     "add": (_native("elementwise", "add"), _reference("activation", "add")),
     "scale": (_native("elementwise", "scale"), _reference("activation", "scale")),
+    "softmax_top_k": (_native("moe", "softmax_top_k"), _reference("moe", "softmax_top_k")),
+    "sigmoid_top_k": (_native("moe", "sigmoid_top_k"), _reference("moe", "sigmoid_top_k")),
+    "experts": (_native("moe", "EXPERTS"), _reference("moe", "EXPERTS")),
     "attention": (_native("attention", "BACKEND"), _reference("attention", "BACKEND")),
 }
 """Operator name -> implementations, the preferred one first."""

@@ -88,12 +88,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def expect(checkpoint: Checkpoint, name: str, shape: Sequence[int]) -> None:
     """Raise ``CheckpointError`` unless the checkpoint holds tensor ``name`` of ``shape``."""
-    names = checkpoint.names()
-    if name not in names:
+    try:
+        found = checkpoint.shape(name)
+    except CheckpointError:
+        names = checkpoint.names()
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
         near = f"close names: {', '.join(close)}" if close else f"no name of its {len(names)} tensors is close"
-        raise CheckpointError(f"{checkpoint.path}: tensor {name!r} (expected shape {list(shape)}) is missing; {near}")
-    found = checkpoint.shape(name)
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {name!r} (expected shape {list(shape)}) is missing; {near}"
+        ) from None
     if found != tuple(shape):
         raise CheckpointError(
             f"{checkpoint.file_of(name)}: tensor {name!r}: expected shape {list(shape)}, found {list(found)}; "

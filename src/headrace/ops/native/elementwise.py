@@ -10,7 +10,14 @@ from .workspace import empty
 
 _core = native()
 # As the core numbers them (native/kernels/elementwise_args.h).
-_SILU_MUL, _GELU_TANH_MUL, _RELU_SQUARED, _SOFT_CAP, _ADD, _SCALE = range(6)
+_SILU_MUL, _GELU_TANH_MUL, _RELU_SQUARED, _SOFT_CAP, _ADD, _SCALE, _CLAMPED_GLU = range(7)
+KINDS = {
+    "silu_mul": _SILU_MUL,
+    "gelu_tanh_mul": _GELU_TANH_MUL,
+    "relu_squared": _RELU_SQUARED,
+    "clamped_glu": _CLAMPED_GLU,
+}
+"""Activations by the names of their operators."""
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
@@ -41,6 +48,11 @@ def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
     """``reference.activation.scale``."""
     return _run(_SCALE, x, x.shape[1], c=factor)
+
+
+def clamped_glu(gate_up: torch.Tensor, limit: float) -> torch.Tensor:
+    """``reference.activation.clamped_glu``."""
+    return _run(_CLAMPED_GLU, gate_up, gate_up.shape[1] // 2, c=limit)
 
 
 def _run(kind: int, x: torch.Tensor, size: int, other: torch.Tensor | None = None, c: float = 0.0) -> torch.Tensor:

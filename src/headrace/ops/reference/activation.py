@@ -36,3 +36,11 @@ def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
     """x times ``factor``, which is rounded to the dtype of x first (Gemma's embeddings)."""
     return x * torch.tensor(factor, dtype=x.dtype, device=x.device)
+
+
+def clamped_glu(gate_up: torch.Tensor, limit: float) -> torch.Tensor:
+    """[T, 2 n] -> [T, n]: (u + 1) g sigmoid(1.702 g), g the first half, at most ``limit``, u the second, between
+    -``limit`` and ``limit`` (GPT-OSS)."""
+    gate, up = gate_up.chunk(2, -1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return (up + 1) * (gate * torch.sigmoid(1.702 * gate))
