@@ -18,7 +18,7 @@ from parity.decilm import DeciLM
 ABSENT = object()
 """For a field that the configuration does not have."""
 
-_BASE = {
+BASE = {
     "vocab_size": 317,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -227,11 +227,16 @@ def make(variant: str, **changes: Any) -> Any:
     """The reference model of a variant, fp32 and eager; its weights are a function of the name."""
     family, overrides = VARIANTS[variant]
     config_class, model_class = _CLASSES[family]
-    settings = {name: value for name, value in {**_BASE, **overrides, **changes}.items() if value is not ABSENT}
+    settings = {name: value for name, value in {**BASE, **overrides, **changes}.items() if value is not ABSENT}
     model = model_class(config_class(**settings)).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(zlib.crc32(variant.encode()))
+    return randomised(model, variant, zero_centred=family in ("Gemma3", "Nemotron"))
+
+
+def randomised(model: Any, seed: str, *, zero_centred: bool = False) -> Any:
+    """The model, every parameter drawn anew as a function of ``seed``. ``zero_centred``: norms store weight - 1."""
+    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
     for name, parameter in model.named_parameters():
-        _randomise(name, parameter, generator, zero_centred=family in ("Gemma3", "Nemotron"))
+        _randomise(name, parameter, generator, zero_centred=zero_centred)
         if name.endswith("qkv_proj.weight"):
             values = model.config.num_key_value_heads * model.model.layers[0].self_attn.head_dim
             parameter[:-values] *= _SHARPER

@@ -91,6 +91,34 @@ class SlidingKV:
         return min(blocks_of(length), 1 + blocks_of(span - 1))
 
 
+@dataclass(frozen=True, slots=True)
+class LatentKV:
+    """What the keys and values of all heads are made of (MLA): one latent vector and one rotated key a position."""
+
+    rank: int
+    """Width of the latent vector."""
+    rope_dim: int
+    """Width of the rotated key."""
+    itemsize: int
+
+    @property
+    def bytes_per_token(self) -> int:
+        return (self.rank + self.rope_dim) * self.itemsize
+
+    @property
+    def keeps_all(self) -> bool:
+        return True
+
+    def reads_from(self, position: int) -> int:
+        return 0
+
+    def needed_from(self, length: int) -> int:
+        return 0
+
+    def peak_blocks(self, length: int, rows: int) -> int:
+        return blocks_of(length)
+
+
 def blocks_of(n_tokens: int) -> int:
     """Blocks that hold ``n_tokens`` tokens from a block border on."""
     return -(-n_tokens // BLOCK_TOKENS)

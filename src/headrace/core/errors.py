@@ -67,8 +67,11 @@ class EngineDeadError(EngineError):
     """The engine has stopped after an error or a shutdown."""
 
 
-def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` when one of ``allowed`` is close to ``given``, else an empty string."""
+def did_you_mean(given: str, allowed: Iterable[str], cutoff: float = 0.6) -> str:
+    """`` Did you mean 'x'?`` when one of ``allowed`` is close to ``given``, else an empty string.
+
+    ``cutoff``: how close, 1 is equal.
+    """
     # Comparing takes time; nothing allowed is that long.
-    close = difflib.get_close_matches(given[:200], list(allowed), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(given[:200], list(allowed), n=1, cutoff=cutoff)
     return f" Did you mean {close[0]!r}?" if close else ""

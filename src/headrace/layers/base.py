@@ -43,6 +43,20 @@ class Source:
     shape: tuple[int, ...]
     first: int
     last: int
+    order: tuple[int, ...] | None = None
+    """Row i of the tensor fills row ``first + order[i]``; None: they fill their rows in order."""
+
+    def runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Rows [start, stop) of the tensor, in stretches that stay together: (from, to, row of the parameter)."""
+        if self.order is None:
+            yield start, stop, self.first + start
+            return
+        while start < stop:
+            end = start + 1
+            while end < stop and self.order[end] == self.order[end - 1] + 1:
+                end += 1
+            yield start, end, self.first + self.order[start]
+            start = end
 
 
 class Parameter:
@@ -90,14 +104,20 @@ class Parameter:
             self.storage.fill(self.data, source.first, same)
             return
         for first, rows in checkpoint.rows(source.name):
-            self.storage.fill(self.data, source.first + first, rows)
+            for start, stop, row in source.runs(first, first + len(rows)):
+                self.storage.fill(self.data, row, rows[start - first : stop - first])
 
 
-def stacked(names: tuple[str, ...], heights: tuple[int, ...], *width: int) -> tuple[Source, ...]:
-    """Sources that lie on top of one another: tensor i has ``heights[i]`` rows."""
+def stacked(
+    names: tuple[str, ...],
+    heights: tuple[int, ...],
+    *width: int,
+    orders: tuple[tuple[int, ...], ...] | None = None,
+) -> tuple[Source, ...]:
+    """Sources that lie on top of one another: tensor i has ``heights[i]`` rows, in the order ``orders[i]``."""
     sources, first = [], 0
-    for name, height in zip(names, heights, strict=True):
-        sources.append(Source(name, (height, *width), first, first + height))
+    for name, height, order in zip(names, heights, orders or (None,) * len(names), strict=True):
+        sources.append(Source(name, (height, *width), first, first + height, order))
         first += height
     return tuple(sources)
 

@@ -16,6 +16,7 @@ class Linear(Layer):
         n_outs: width of each module's output.
         bias: whether every module has a ``.bias``.
         parts: of how many equal parts of x the columns may be shared out to ranks, such as heads; 1: not at all.
+        orders: for each module, where in its part of y each of its outputs goes; None: they stay in order.
     """
 
     def __init__(
@@ -27,13 +28,14 @@ class Linear(Layer):
         *,
         bias: bool = False,
         parts: int = 1,
+        orders: tuple[tuple[int, ...], ...] | None = None,
     ) -> None:
         n_out = sum(n_outs)
         self._ops = ctx.ops.linear
         self._segments = segments(n_in, parts)
-        weight_sources = stacked(tuple(f"{n}.weight" for n in names), n_outs, n_in)
+        weight_sources = stacked(tuple(f"{n}.weight" for n in names), n_outs, n_in, orders=orders)
         self.weight = Parameter(ctx, (n_out, n_in), weight_sources, storage=ctx.ops.linear)
-        bias_sources = stacked(tuple(f"{n}.bias" for n in names), n_outs)
+        bias_sources = stacked(tuple(f"{n}.bias" for n in names), n_outs, orders=orders)
         self.bias: Parameter | NoBias = Parameter(ctx, (n_out,), bias_sources) if bias else NO_BIAS
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

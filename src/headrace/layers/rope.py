@@ -127,13 +127,15 @@ def longrope(spec: RopeSpec, dim: int, max_seq_len: int) -> Frequencies:
     return inv, math.sqrt(1.0 + max(math.log(spec.factor), 0.0) / math.log(spec.original_max_positions))
 
 
-def _yarn_attention_factor(spec: RopeSpec) -> float:
-    def g(mscale: float) -> float:
-        return 1.0 if spec.factor <= 1.0 else 0.1 * mscale * math.log(spec.factor) + 1.0
+def yarn_gain(factor: float, mscale: float) -> float:
+    """How much YaRN sharpens attention for a stretch by ``factor``."""
+    return 1.0 if factor <= 1.0 else 0.1 * mscale * math.log(factor) + 1.0
 
+
+def _yarn_attention_factor(spec: RopeSpec) -> float:
     if spec.mscale and spec.mscale_all_dim:
-        return g(spec.mscale) / g(spec.mscale_all_dim)
-    return g(1.0)
+        return yarn_gain(spec.factor, spec.mscale) / yarn_gain(spec.factor, spec.mscale_all_dim)
+    return yarn_gain(spec.factor, 1.0)
 
 
 KINDS: dict[str, Callable[[RopeSpec, int, int], Frequencies]] = {

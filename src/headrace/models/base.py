@@ -98,6 +98,11 @@ class Decoder(Layer):
         # Checkpoint tensors that carry nothing: frequencies follow from the configuration, and a tied head's own copy
         # (some exporters write one) is not used by anybody.
         self._ignored = ("rotary_emb.inv_freq", "lm_head.weight") if tied else ("rotary_emb.inv_freq",)
+        self._ignored_below: tuple[str, ...] = ()
+
+    def ignore_below(self, *prefixes: str) -> None:
+        """Tensors whose names begin so may be in a checkpoint, and are not used."""
+        self._ignored_below += prefixes
 
     @property
     def n_params(self) -> int:
@@ -115,7 +120,7 @@ class Decoder(Layer):
 
     def load(self, checkpoint: Checkpoint, progress: Progress = no_progress, threads: int = 1) -> None:
         parameters: list[Parameter] = list(self.parameters())
-        plan = plan_loading(parameters, checkpoint, self._ignored)
+        plan = plan_loading(parameters, checkpoint, self._ignored, self._ignored_below)
         fill_parameters(plan, parameters, checkpoint, progress, threads)
 
     def cache_specs(self) -> list[CacheSpec]:

@@ -34,11 +34,13 @@ def tensor_shapes(parameters: Iterable[Parameter]) -> dict[str, tuple[int, ...]]
     return {source.name: source.shape for parameter in parameters for source in parameter.sources}
 
 
-def plan_loading(parameters: Sequence[Parameter], checkpoint: Checkpoint, ignored: Sequence[str]) -> Plan:
+def plan_loading(
+    parameters: Sequence[Parameter], checkpoint: Checkpoint, ignored: Sequence[str], ignored_below: Sequence[str] = ()
+) -> Plan:
     """What fills what, in the order in which the files are read once.
 
     Args:
-        ignored: ends of names that no layer asks for and that may be there all the same.
+        ignored, ignored_below: ends and beginnings of names that no layer asks for and that may be there all the same.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, or of another shape or kind.
@@ -55,7 +57,8 @@ def plan_loading(parameters: Sequence[Parameter], checkpoint: Checkpoint, ignore
                 " floats; a quantised checkpoint of this kind is not supported"
             )
     names = checkpoint.names()
-    left = [name for name in names if name not in wanted and not name.endswith(tuple(ignored))]
+    spare = (name for name in names if not name.endswith(tuple(ignored)) and not name.startswith(tuple(ignored_below)))
+    left = [name for name in spare if name not in wanted]
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         raise CheckpointError(

@@ -6,6 +6,7 @@ buffers, for any number of rows that fits into them. What changes from step to s
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from headrace.cache.groups import CacheGroup
 from headrace.models.base import Model
 from headrace.ops.attention import AttentionBackend
 from headrace.ops.batch import Batch, GroupBatch
+
+log = logging.getLogger("headrace")
 
 
 class Graphs(Protocol):
@@ -66,7 +69,11 @@ class StepGraphs:
         if recording is None:
             recording = self._recorded[size] = _Recording(size, len(self._groups))
             counters["graph_captures"] += 1
-            return recording.capture(self._plan(recording.inputs(batch)), self._model)
+            logits = recording.capture(self._plan(recording.inputs(batch)), self._model)
+            if recording.missed:
+                log.warning("steps run without recordings: the model computes %s with torch itself", recording.missed)
+                self._sizes, self._recorded = (), {}
+            return logits
         counters["graph_replays"] += 1
         self._plan(recording.inputs(batch))
         return recording.replay(batch.n_rows)
@@ -108,6 +115,11 @@ class _Recording:
         # Its rows lie one behind another, with room for all of the size.
         self._logits = self._logits.as_strided((self._recorder.size, model.vocab_size), (model.vocab_size, 1))
         return self._logits[: batch.n_rows]
+
+    @property
+    def missed(self) -> str | None:
+        """What a replay would leave out."""
+        return self._recorder.missed
 
     def replay(self, n_rows: int) -> torch.Tensor:
         self._recorder.replay(n_rows)

@@ -72,9 +72,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
+        from .fp8_blocks import Fp8BlockCheckpoint, is_fp8_blocks
         from .safetensors import SafetensorsCheckpoint
 
-        return SafetensorsCheckpoint(path)
+        stored = SafetensorsCheckpoint(path)
+        return Fp8BlockCheckpoint(stored) if is_fp8_blocks(stored.config()) else stored
     if path.suffix == ".gguf" and path.is_file():
         from .gguf import GgufCheckpoint
 
