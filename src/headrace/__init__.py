@@ -29,12 +29,14 @@ if TYPE_CHECKING:
         RequestError,
     )
     from headrace.core.outputs import Logprob
+    from headrace.core.pooling import PoolingParams
     from headrace.core.sampling_params import SamplingParams
-    from headrace.engine.results import CompletionOutput, RequestOutput
+    from headrace.engine.results import CompletionOutput, EncodeOutput, RequestOutput
     from headrace.llm import LLM
 
 _HOME = {
     "LLM": "headrace.llm",
+    "PoolingParams": "headrace.core.pooling",
     "SamplingParams": "headrace.core.sampling_params",
     "KvCacheConfig": "headrace.core.config",
     "CudaGraphConfig": "headrace.core.config",
@@ -42,6 +44,7 @@ _HOME = {
     "CapacitySchedulerPolicy": "headrace.core.config",
     "ContextChunkingPolicy": "headrace.core.config",
     "NGramDecodingConfig": "headrace.core.config",
+    "EncodeOutput": "headrace.engine.results",
     "RequestOutput": "headrace.engine.results",
     "CompletionOutput": "headrace.engine.results",
     "Logprob": "headrace.core.outputs",
@@ -62,6 +65,7 @@ __all__ = [
     "ConfigError",
     "ContextChunkingPolicy",
     "CudaGraphConfig",
+    "EncodeOutput",
     "EngineDeadError",
     "EngineError",
     "HeadraceError",
@@ -69,6 +73,7 @@ __all__ = [
     "Logprob",
     "ModelError",
     "NGramDecodingConfig",
+    "PoolingParams",
     "RequestError",
     "RequestOutput",
     "SamplingParams",

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tqdm import tqdm
 
 from headrace.core.config import LlmArgs
 from headrace.core.errors import RequestError, did_you_mean
 from headrace.core.outputs import EngineHealth
+from headrace.core.pooling import PoolingParams
 from headrace.core.sampling_params import SamplingParams
 from headrace.runner import openmp  # noqa: F401  before torch
 
 if TYPE_CHECKING:
-    from headrace.engine.results import RequestOutput
+    from headrace.engine.results import EncodeOutput, RequestOutput
     from headrace.tokenizer.tokenizer import Tokenizer
 
 log = logging.getLogger("headrace")
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, or a dict with ``prompt`` or ``prompt_token_ids``."""
+
+Output = TypeVar("Output", bound="RequestOutput")
 
 _PROMPT_KEYS = ("prompt", "prompt_token_ids")
 
@@ -67,19 +71,11 @@ class LLM:
         priorities = _each("priority", priority, (int, float), count)
         front = self._engine.front
         prepared = [front.prepare(_prompt(prompt), one) for prompt, one in zip(prompts, params, strict=True)]
-        outputs = []
-        try:
-            for (text, ids), one, salt, rank in zip(prepared, params, salts, priorities, strict=True):
-                options = {"priority": rank, "timeout": timeout, "cache_salt": salt}
-                outputs.append(front.submit(text, ids, one, **options))
-            errors = _wait(outputs, use_tqdm and not single)
-        except BaseException:
-            for output in outputs:
-                output.abort()
-            raise
-        if errors:
-            errors[0].outputs = outputs  # type: ignore[attr-defined]
-            raise errors[0]
+        starts = [
+            partial(front.submit, *request, one, priority=rank, timeout=timeout, cache_salt=salt)
+            for request, one, salt, rank in zip(prepared, params, salts, priorities, strict=True)
+        ]
+        outputs = _finish(starts, use_tqdm and not single)
         return outputs[0] if single else outputs
 
     def generate_async(
@@ -102,6 +98,52 @@ class LLM:
         return self._engine.front.submit(
             text, ids, params, streaming=streaming, priority=priority, timeout=timeout, cache_salt=cache_salt
         )
+
+    # Encoding.
+
+    def encode(
+        self,
+        inputs: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        cache_salt: str | Sequence[str | None] | None = None,
+        priority: float | Sequence[float] = 0.5,
+        timeout: float | None = None,
+    ) -> EncodeOutput | list[EncodeOutput]:
+        """What the model gives for each prompt, without generating: ``output.data`` is a float32 array.
+
+        Any decoder gives an embedding; a model with labels or rewards gives those (``effective_config["pooling"]`` says
+        which). Arguments and errors are those of ``generate``.
+        """
+        single = _is_single(inputs)
+        prompts = [inputs] if single else list(inputs)
+        count = len(prompts)
+        params = _each("pooling_params", pooling_params or PoolingParams(), PoolingParams, count)
+        salts = _each("cache_salt", cache_salt, (str, type(None)), count)
+        priorities = _each("priority", priority, (int, float), count)
+        front = self._engine.front
+        prepared = [front.prepare_encode(_prompt(prompt), one) for prompt, one in zip(prompts, params, strict=True)]
+        starts = [
+            partial(front.encode, *request, priority=rank, timeout=timeout, cache_salt=salt)
+            for request, salt, rank in zip(prepared, salts, priorities, strict=True)
+        ]
+        outputs = _finish(starts, use_tqdm and not single)
+        return outputs[0] if single else outputs
+
+    def encode_async(
+        self,
+        inputs: Prompt,
+        pooling_params: PoolingParams | None = None,
+        *,
+        cache_salt: str | None = None,
+        priority: float = 0.5,
+        timeout: float | None = None,
+    ) -> EncodeOutput:
+        """Starts one ``encode`` and returns at once. The output can be awaited, or waited for (``result()``)."""
+        front = self._engine.front
+        request = front.prepare_encode(_prompt(inputs), pooling_params or PoolingParams())
+        return front.encode(*request, priority=priority, timeout=timeout, cache_salt=cache_salt)
 
     # Looking in.
 
@@ -186,6 +228,24 @@ def _each(name: str, value: Any, kind: Any, count: int) -> list[Any]:
             f"{name} has {len(values)} entries for {count} prompts; give one, or one for each", param=name
         )
     return values
+
+
+def _finish(starts: Sequence[Callable[[], Output]], show_bar: bool) -> list[Output]:
+    """Starts all requests and waits for them. Raises the first error, with all outputs in it."""
+    outputs: list[Output] = []
+    try:
+        # One by one: those that have started are cancelled if a later one cannot.
+        for start in starts:
+            outputs.append(start())  # noqa: PERF401
+        errors = _wait(outputs, show_bar)
+    except BaseException:
+        for output in outputs:
+            output.abort()
+        raise
+    if errors:
+        errors[0].outputs = outputs  # type: ignore[attr-defined]
+        raise errors[0]
+    return outputs
 
 
 def _wait(outputs: Sequence[RequestOutput], show_bar: bool) -> list[Exception]:

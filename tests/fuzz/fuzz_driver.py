@@ -7,6 +7,7 @@ import random
 from sim_rig import EOS, STOP, Rig, RigConfig, full, sliding
 
 from headrace.cache.manager import CacheOptions
+from headrace.core.pooling import Pooling
 from headrace.core.request import Request
 from headrace.sched.options import SchedulerOptions
 
@@ -68,6 +69,10 @@ class FuzzRig(Rig):
 
     def act_submit(self) -> None:
         rng = self.rng
+        if rng.random() < 0.15:
+            pooling = Pooling(rng.choice(("last", "mean")))
+            self.submit(self.random_prompt(), 1, pooling=pooling, cache_salt=rng.choice((None, None, "other")))
+            return
         n = rng.choice((1, 1, 1, 3))
         now = self.clock.now()
         prompt = self.random_prompt()

@@ -17,6 +17,9 @@ its long rope). The window is longer than a block and shorter than the prompts."
 FAMILIES = (*FULL, *WINDOWED)
 """Variants of ``parity.tiny``, one for each architecture."""
 
+ENCODE_ONLY = ("classification", "reward")
+"""Modules of architectures that do not generate: ``parity/test_encode.py`` has them."""
+
 NAMES = tuple(row.name for row in FEATURES)
 
 

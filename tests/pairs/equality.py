@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from headrace.core.features import feature
@@ -36,6 +37,10 @@ def assert_equal(got: Finished, plain: Finished, tolerance: float = REFERENCE_TO
             assert (one.finish_reason, one.stop_reason) == (other.finish_reason, other.stop_reason), place
             _assert_close(one.logprobs, other.logprobs, tolerance, place)
             _assert_close(one.prompt_logprobs[1:], other.prompt_logprobs[1:], tolerance, place)
+    for index, (mine, reference) in enumerate(zip(got.encoded, plain.encoded, strict=bool(got.encoded))):
+        assert mine.shape == reference.shape
+        worst = np.abs(mine - reference).max()
+        assert worst <= tolerance, f"request {index}: its encoded prompt differs by {worst}"
 
 
 def _assert_close(mine: list[dict], reference: list[dict], tolerance: float, place: str) -> None:

@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headrace import LLM, CudaGraphConfig, KvCacheConfig, NGramDecodingConfig, RequestOutput, SamplingParams
+import numpy as np
+
+from headrace import (
+    LLM,
+    CudaGraphConfig,
+    KvCacheConfig,
+    NGramDecodingConfig,
+    PoolingParams,
+    RequestOutput,
+    SamplingParams,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,8 @@ class Scenario:
     strangers: bool = False
     """Requests that are cancelled while they run, and while they wait."""
     priorities: bool = False
+    encodes: bool = False
+    """Every prompt is encoded as well, beside its own continuation."""
     tight: bool = False
     """Too little cache for all."""
 
@@ -130,6 +142,10 @@ def _stop_strings(s: Scenario) -> None:
     s.shaping["stop"] = list("aeiouxyz")
 
 
+def _encode(s: Scenario) -> None:
+    s.encodes = True
+
+
 TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "batching": _batching,
     "chunked_prefill": _chunks,
@@ -146,6 +162,7 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "prompt_logprobs": _prompt_logprobs,
     "penalties": _penalties,
     "stop_strings": _stop_strings,
+    "encode": _encode,
 }
 """By the names of ``core.features.FEATURES``."""
 
@@ -183,10 +200,11 @@ def tiny_work(seed: int = 3) -> Work:
 
 
 def reference(names: Iterable[str]) -> Scenario:
-    """The plain run that features are compared with: with the options that change the output, and with n and logprobs
-    so that everything is there."""
+    """The plain run that features are compared with: with the options that change the output, and with n, logprobs and
+    encoded prompts so that everything is there."""
     scenario = with_features(name for name in names if changes_output(name))
     scenario.n = 2
+    scenario.encodes = True
     scenario.watching = {"logprobs": 2, "prompt_logprobs": 1}
     return scenario
 
@@ -197,6 +215,8 @@ class Finished:
 
     outputs: list[list[Any]]
     witnesses: dict[str, int]
+    encoded: list[np.ndarray]
+    """By request, if prompts were encoded."""
     is_exact: bool
     """The operators promise bits, not only tokens."""
 
@@ -215,14 +235,22 @@ def run(model: Path | str, scenario: Scenario, work: Work) -> Finished:
             )
             for index, prompt in enumerate(work.prompts)
         ]
+        encoding = [
+            llm.encode_async(prompt, PoolingParams(pooling_type=_POOLING[index % len(_POOLING)]))
+            for index, prompt in enumerate(work.prompts if scenario.encodes else ())
+        ]
         for stranger in strangers:
             stranger.abort()
         outputs = [request.result(timeout=120).outputs for request in requests]
+        encoded = [one.result(timeout=120).data for one in encoding]
         assert all(stranger.result(timeout=60).outputs[0].finish_reason == "cancelled" for stranger in strangers)
         witnesses = llm.get_stats()[-1]["witnesses"]
         llm.check_integrity()
         is_exact = set(llm.effective_config["operators"].values()) == {"native"}
-    return Finished(outputs, witnesses, is_exact)
+    return Finished(outputs, witnesses, encoded, is_exact)
+
+
+_POOLING = ("last", "mean", "all")
 
 
 def _sampling(scenario: Scenario, work: Work, index: int) -> SamplingParams:

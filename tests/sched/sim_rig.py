@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -125,7 +126,7 @@ class Rig:
 
     def request(self, prompt: list[int] | tuple[int, ...], max_tokens: int | None = 8, **options: object) -> Request:
         """A request; options are fields of ``Request`` or of ``SamplingParams``."""
-        names = ("priority", "deadline", "cache_salt", "seed", "eos_ids")
+        names = ("priority", "deadline", "cache_salt", "seed", "eos_ids", "pooling")
         of_request = {name: options.pop(name) for name in names if name in options}
         sampling = SamplingParams(max_tokens=max_tokens, **options)
         base = Request(len(self.requests), tuple(prompt), sampling, 7, self.clock.now(), frozenset({EOS}))
@@ -192,7 +193,7 @@ class Rig:
             n_prompt, max_length = len(request.prompt_token_ids), self.scheduler.admission.max_length(request)
             init = SlotInit(
                 0, 0, request.prompt_token_ids, n_prompt, 0, request.sampling, request.seed, index,
-                request.stop_ids, request.eos_ids, max_length,
+                request.stop_ids, request.eos_ids, max_length, request.pooling,
             )  # fmt: skip
             self._plain[key] = plain_run(self.executor.model, init)
         return self._plain[key]
@@ -206,6 +207,10 @@ class Rig:
             assert isinstance(output.last.error, RequestError)
             return
         plain = self.plain(request, index)
+        if request.pooling is not None:
+            ended = output.finish is FinishReason.STOP and output.last.stop_reason != "word"
+            want = plain.pooled.to_bytes(8, sys.byteorder) if ended else None
+            assert (None if output.last.pooled is None else output.last.pooled.values) == want
         n = len(output.tokens)
         assert tuple(output.tokens) == plain.tokens[:n], f"{request.request_id}.{index} differs from its plain run"
         if request.sampling.logprobs is not None:
@@ -215,7 +220,7 @@ class Rig:
         by_itself = output.finish is FinishReason.LENGTH or (
             output.finish is FinishReason.STOP and output.last.stop_reason != "word"
         )
-        if by_itself:
+        if by_itself and request.pooling is None:
             assert n == len(plain.tokens), f"{request.request_id}.{index} ended too early"
             last = plain.tokens[-1]
             assert (output.finish is FinishReason.STOP) == (last in request.stop_ids)

@@ -100,6 +100,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("prompt_logprobs", "Logprobs of the prompt", "SamplingParams(prompt_logprobs)", "prompt_logprob_rows"),
     Feature("penalties", "Penalties, bias, bad words, minimum length", "SamplingParams", "processed_rows"),
     Feature("stop_strings", "Stop strings", "SamplingParams(stop)", "stop_string_hits"),
+    Feature("encode", "Embeddings and other pooled results", "LLM.encode(), PoolingParams", "pooled_rows"),
 )
 
 _LATER = "not in this version"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from .plan import FinishReason, TokenLogprobs
+from .pooling import Pooled
 
 
 class Logprob(NamedTuple):
@@ -24,7 +25,7 @@ class MissReason(enum.Enum):
     DISABLED = "disabled"
     """enable_block_reuse is off."""
     PROMPT_LOGPROBS = "prompt_logprobs"
-    """The prompt's rows had to be computed."""
+    """The prompt's rows had to be computed: for their logprobs, or to be pooled."""
     NO_ENTRY = "no_entry"
     """Nobody has computed these tokens under this salt."""
     EVICTED = "evicted"
@@ -58,6 +59,8 @@ class SequenceUpdate(msgspec.Struct, frozen=True, array_like=True):
     n_drafts: int = 0
     """Draft tokens that were checked so far, and how many of them were right."""
     n_accepted: int = 0
+    pooled: Pooled | None = None
+    """Comes with the finish of a request that was encoded."""
 
 
 @dataclass(slots=True)

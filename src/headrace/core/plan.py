@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from .pooling import Pooled, Pooling
+
 if TYPE_CHECKING:
     from .sampling_params import SamplingParams
 
@@ -35,6 +37,8 @@ class Rows(enum.Enum):
     """The last known row and every draft row: sampled and verified."""
     ALL = "all"
     """Every row: prompt logprobs. If the work reaches the end of the known tokens its last row is sampled as well."""
+    POOLED = "pooled"
+    """Every row is handed to the slot's pooling, and nothing is sampled: the end of the known tokens is the end."""
 
 
 class FinishReason(enum.Enum):
@@ -95,6 +99,8 @@ class SlotInit:
     """The end-of-sequence ids among them: what ``min_tokens`` forbids, together with ``stop_token_ids``."""
     max_length: int
     """Total length (prompt + output) at which the sequence ends with LENGTH."""
+    pooling: Pooling | None = None
+    """What is taken from the prompt's rows; None: it is continued."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +171,8 @@ class SeqResult(msgspec.Struct, frozen=True):
     """STOP or LENGTH, found by the worker from the last of ``tokens``."""
     stop_reason: int | None = None
     """The token id that stopped it, if it was in ``stop_token_ids`` rather than an end-of-sequence id."""
+    pooled: Pooled | None = None
+    """Comes with the finish of a pooled sequence."""
     error: str | None = None
     """Something that came with this request failed in the worker; only this sequence ends."""
 

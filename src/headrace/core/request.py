@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .pooling import Pooling
 from .sampling_params import SamplingParams
 
 
@@ -29,6 +30,8 @@ class Request:
     """Clock reading at which the request ends with TIMEOUT."""
     cache_salt: str | None = None
     """Prefixes are shared only among requests of equal salt."""
+    pooling: Pooling | None = None
+    """The prompt is encoded, not continued: nothing is sampled, and ``n`` is 1."""
 
     @property
     def n(self) -> int:

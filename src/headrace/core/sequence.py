@@ -109,7 +109,10 @@ class Sequence:
 
     @property
     def reusable_limit(self) -> int:
-        """Most tokens that may come from the cache: one row at least is computed, and all that owe prompt logprobs."""
+        """Most tokens that may come from the cache: one row at least is computed, and all that owe prompt logprobs or
+        are pooled."""
+        if self.request.pooling is not None and self.request.pooling.needs_all_rows:
+            return 0
         if self.wants_prompt_logprobs and self.n_prompt_logprobs < self.n_prompt - 1:
             return self.n_prompt_logprobs
         return len(self.tokens) - 1
@@ -123,6 +126,8 @@ class Sequence:
 
     def outputs_of(self, start: int, n_tokens: int, n_drafts: int) -> Rows:
         """What rows from ``start`` on have to give."""
+        if self.request.pooling is not None:
+            return Rows.POOLED
         if self.wants_prompt_logprobs and start < self.n_prompt - 1 and start + n_tokens > self.n_prompt_logprobs:
             return Rows.ALL
         if start + n_tokens < self.known_bound:

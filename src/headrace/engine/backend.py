@@ -11,6 +11,7 @@ import msgspec
 from headrace.core.errors import EngineDeadError
 from headrace.core.outputs import EngineHealth, SequenceUpdate
 from headrace.core.plan import FinishReason
+from headrace.core.pooling import PoolingSpec
 from headrace.core.request import Request
 
 Deliver = Callable[[list[SequenceUpdate]], None]
@@ -34,6 +35,8 @@ class StartReport(msgspec.Struct, frozen=True):
     """(what, bytes)."""
     effective: dict[str, Any]
     """Settings as they really are, where the build step resolved them."""
+    pooling: PoolingSpec = PoolingSpec()
+    """What the model gives for a prompt that is encoded."""
 
 
 class Backend(Protocol):

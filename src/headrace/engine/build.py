@@ -59,6 +59,7 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
         max_seq_len=capacity.max_seq_len,
         max_input_len=_max_input_len(args, capacity),
         eos_ids=_eos_ids(config, generation),
+        pooling=capacity.pooling,
         phases=phases.done,
         memory=memory.rows(),
         effective=effective | {"model_path": str(path)},

@@ -33,7 +33,7 @@ class Engine:
         eos_ids = report.eos_ids | (frozenset() if tokenizer is None else tokenizer.eos_ids)
         self.effective = report.effective | {"eos_ids": sorted(eos_ids)}
         """Settings as they really are."""
-        limits = FrontLimits(report.vocab_size, report.max_seq_len, report.max_input_len, eos_ids)
+        limits = FrontLimits(report.vocab_size, report.max_seq_len, report.max_input_len, eos_ids, report.pooling)
         self.front = Front(limits, tokenizer, clock, backend)
         backend.start(self.front.deliver, self.front.fail)
 

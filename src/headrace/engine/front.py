@@ -12,21 +12,24 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from headrace.core.clock import Clock
 from headrace.core.errors import EngineDeadError, PromptTooLongError, RequestError
 from headrace.core.features import refuse_missing_sampling
 from headrace.core.outputs import RequestPerfMetrics, SequenceUpdate
 from headrace.core.plan import FinishReason
+from headrace.core.pooling import Pooling, PoolingParams, PoolingSpec, resolve_pooling
 from headrace.core.request import Request
 from headrace.core.sampling_params import SamplingParams, check_tokens
 from headrace.tokenizer.tokenizer import Tokenizer
 
 from .backend import Backend
-from .results import Mailbox, OutputEvent, RequestOutput
+from .results import EncodeOutput, Mailbox, OutputEvent, RequestOutput
 from .text import DecodedText, NoText, StoppedText, TextStream
 
 _USUAL_PRIORITY = 0.5
+_NOTHING_SAMPLED = SamplingParams(max_tokens=1, detokenize=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class FrontLimits:
     max_seq_len: int
     max_input_len: int
     eos_ids: frozenset[int]
+    pooling: PoolingSpec
 
 
 @dataclass(slots=True)
@@ -70,16 +74,34 @@ class Front:
 
     def prepare(self, prompt: str | Sequence[int], sampling: SamplingParams) -> tuple[str | None, tuple[int, ...]]:
         """(text, token ids) of a prompt, checked and truncated. Raises ``RequestError``."""
+        pooling = self._limits.pooling
+        if not pooling.generates:
+            raise RequestError(
+                f"this model gives {pooling.gives}, no text: encode the prompt (LLM.encode, POST /pooling)",
+                param="model",
+            )
         refuse_missing_sampling(sampling)
         check_tokens(sampling, self._limits.vocab_size)
         text = prompt if isinstance(prompt, str) else None
-        ids = self._encode(prompt, sampling) if isinstance(prompt, str) else tuple(int(token) for token in prompt)
-        if sampling.truncate_prompt_tokens is not None:
-            ids = ids[-sampling.truncate_prompt_tokens :]
-        self._check_ids(ids)
+        ids = self._ids_of(prompt, sampling, self._limits.max_input_len)
         if self._tokenizer is None and (sampling.stop or sampling.bad):
             raise RequestError("stop and bad words need a tokenizer; give stop_token_ids / bad_token_ids", param="stop")
         return text, ids
+
+    def prepare_encode(
+        self, prompt: str | Sequence[int], params: PoolingParams
+    ) -> tuple[str | None, tuple[int, ...], Pooling]:
+        """As ``prepare``, for a prompt that is encoded, and what is to be taken from its rows."""
+        spec = self._limits.pooling
+        ids = self._ids_of(prompt, params, self._limits.max_seq_len)
+        tag = None if self._tokenizer is None or spec.step_tag is None else self._tokenizer.token_to_id(spec.step_tag)
+        return prompt if isinstance(prompt, str) else None, ids, resolve_pooling(params, spec, tag, ids)
+
+    def encode(self, text: str | None, token_ids: tuple[int, ...], pooling: Pooling, **options: Any) -> EncodeOutput:
+        """As ``submit``, for a prompt that is encoded. ``options``: those of ``submit``."""
+        output = self.submit(text, token_ids, _NOTHING_SAMPLED, pooling=pooling, **options)
+        assert isinstance(output, EncodeOutput)
+        return output
 
     def submit(
         self,
@@ -91,6 +113,7 @@ class Front:
         priority: float = _USUAL_PRIORITY,
         timeout: float | None = None,
         cache_salt: str | None = None,
+        pooling: Pooling | None = None,
     ) -> RequestOutput:
         """Hands a prepared prompt to the engine. Raises ``RequestError`` or ``EngineDeadError``."""
         if not 0.0 <= priority <= 1.0:
@@ -106,6 +129,7 @@ class Front:
             priority=priority,
             deadline=None if timeout is None else now + timeout,
             cache_salt=cache_salt,
+            pooling=pooling,
         )
         mailbox = Mailbox()
         live = _Live(
@@ -125,9 +149,8 @@ class Front:
             with self._lock:
                 self._live.pop(request.request_id, None)
             raise
-        return RequestOutput(
-            request.request_id, text, list(token_ids), request.n, request.seed, self.abort, mailbox, streaming
-        )
+        kind = RequestOutput if pooling is None else EncodeOutput
+        return kind(request.request_id, text, list(token_ids), request.n, request.seed, self.abort, mailbox, streaming)
 
     def abort(self, request_id: int) -> None:
         """Cancels a request; one that has ended already is left as it is."""
@@ -183,12 +206,13 @@ class Front:
             finish_reason=None if finish is None else finish.value,
             stop_reason=stop_reason,
             error=update.error,
+            pooled=update.pooled,
             metrics=metrics if finish is not None else None,
         )
 
     @staticmethod
     def _measure(metrics: RequestPerfMetrics, update: SequenceUpdate) -> RequestPerfMetrics:
-        if update.tokens:
+        if update.tokens or update.pooled is not None:
             if metrics.first_token_time is None:
                 metrics.first_token_time = update.time
             metrics.last_token_time = update.time
@@ -204,21 +228,31 @@ class Front:
         kind = StoppedText if request.sampling.stop else DecodedText
         return kind(request, self._tokenizer)
 
-    def _encode(self, prompt: str, sampling: SamplingParams) -> tuple[int, ...]:
-        if self._tokenizer is None:
+    def _ids_of(
+        self, prompt: str | Sequence[int], params: SamplingParams | PoolingParams, most: int
+    ) -> tuple[int, ...]:
+        """Token ids of a prompt, truncated and checked; ``most`` of them are taken."""
+        if not isinstance(prompt, str):
+            ids = tuple(int(token) for token in prompt)
+        elif self._tokenizer is None:
             raise RequestError("the model was loaded with skip_tokenizer_init=True: give token ids", param="prompt")
-        return tuple(self._tokenizer.encode(prompt, add_special_tokens=sampling.add_special_tokens))
+        else:
+            ids = tuple(self._tokenizer.encode(prompt, add_special_tokens=params.add_special_tokens))
+        if params.truncate_prompt_tokens is not None:
+            ids = ids[-params.truncate_prompt_tokens :]
+        self._check_ids(ids, most)
+        return ids
 
-    def _check_ids(self, ids: tuple[int, ...]) -> None:
+    def _check_ids(self, ids: tuple[int, ...], most: int) -> None:
         limits = self._limits
         if not ids:
             raise RequestError("the prompt is empty; give at least one token", param="prompt")
         worst = max(ids, key=lambda token: token if token >= 0 else limits.vocab_size - token)
         if not 0 <= worst < limits.vocab_size:
             raise RequestError(f"token id {worst} is outside the vocabulary of {limits.vocab_size}", param="prompt")
-        if len(ids) > limits.max_input_len:
+        if len(ids) > most:
             raise PromptTooLongError(
-                f"the prompt has {len(ids)} tokens; at most {limits.max_input_len} are taken"
+                f"the prompt has {len(ids)} tokens; at most {most} are taken"
                 f" (max_seq_len={limits.max_seq_len}). Shorten it, set truncate_prompt_tokens, or raise max_seq_len",
                 param="prompt",
             )

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from headrace.core.outputs import Logprob, RequestPerfMetrics
 from headrace.core.plan import TokenLogprobs
+from headrace.core.pooling import Pooled
 
 
 class OutputEvent(msgspec.Struct, frozen=True):
@@ -32,6 +34,8 @@ class OutputEvent(msgspec.Struct, frozen=True):
     error: Exception | None = None
     metrics: RequestPerfMetrics | None = None
     """Comes with the finish."""
+    pooled: Pooled | None = None
+    """Comes with the finish of an encoded prompt."""
 
 
 @dataclass(slots=True)
@@ -52,6 +56,8 @@ class CompletionOutput:
     stop_reason: int | str | None = None
     """The stop string or stop token id that ended it; None for the end-of-sequence token."""
     request_perf_metrics: RequestPerfMetrics | None = None
+    pooled: Pooled | None = None
+    """Of a prompt that was encoded: see ``EncodeOutput.data``."""
     _seen_text: int = 0
     _seen_tokens: int = 0
     _seen_logprobs: int = 0
@@ -91,6 +97,7 @@ class CompletionOutput:
             self.finish_reason = event.finish_reason
             self.stop_reason = event.stop_reason
             self.request_perf_metrics = event.metrics
+            self.pooled = event.pooled
 
 
 def _logprob_dict(entry: TokenLogprobs) -> dict[int, Logprob]:
@@ -267,3 +274,24 @@ class RequestOutput:
         if self.error is not None:
             raise self.error
         return self
+
+
+class EncodeOutput(RequestOutput):
+    """A prompt that is encoded, and the result when it has finished. Wait for it as for any request."""
+
+    def __repr__(self) -> str:
+        return f"EncodeOutput(request_id={self.request_id}, prompt={self.prompt!r}, data={self.data})"
+
+    @property
+    def data(self) -> np.ndarray | None:
+        """float32: [width], or [rows, width] where rows are not pooled into one (see ``rows``). None before the end."""
+        rows, pooled = self.rows, self.outputs[0].pooled
+        return rows[0] if rows is not None and pooled is not None and pooled.is_single else rows
+
+    @property
+    def rows(self) -> np.ndarray | None:
+        """float32 [rows, width]: one row, or one for each token or step with pooling_type "all" or "step"."""
+        pooled = self.outputs[0].pooled
+        if pooled is None:
+            return None
+        return np.frombuffer(pooled.values, np.float32).reshape(-1, pooled.width)

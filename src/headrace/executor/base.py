@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from headrace.cache.arena import ArenaLayout
 from headrace.cache.groups import CacheGroup
 from headrace.core.plan import StepPlan, StepResult
+from headrace.core.pooling import PoolingSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Capacity:
     groups: tuple[CacheGroup, ...]
     arena: ArenaLayout
     """Sectors and blocks, the null sector included."""
+    pooling: PoolingSpec = field(default_factory=PoolingSpec)
+    """What the model gives for a pooled row."""
 
 
 class Executor(Protocol):

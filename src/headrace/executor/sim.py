@@ -7,6 +7,7 @@ else still uses it, a read through the null block, a work that does not fit its 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from typing import Any
 from headrace.core.clock import VirtualClock
 from headrace.core.errors import EngineDeadError, IntegrityError
 from headrace.core.plan import BLOCK_TOKENS, FinishReason, Rows, SeqResult, SeqWork, SlotInit, StepPlan, StepResult
+from headrace.core.pooling import Pooled
 
 from .base import Capacity
 from .sim_model import SimModel
@@ -41,6 +43,7 @@ class _Slot:
     computed: int
     stopped: bool = False
     tables: list[list[int]] = field(default_factory=list)
+    pooled: int = 0
 
     def block(self, group: int, position: int) -> int:
         table, number = self.tables[group], position // BLOCK_TOKENS
@@ -162,6 +165,8 @@ class SimExecutor:
         rows = slot.history[start:end] + list(work.draft_tokens)
         digests = [self._write(slot, token, start + row) for row, token in enumerate(rows)]
         slot.computed = end
+        if work.outputs is Rows.POOLED:
+            return self._pool(slot, work, digests)
         prompt_logprobs = ()
         if work.outputs is Rows.ALL:
             following = zip(digests, slot.history[start + 1 : slot.init.n_prompt], strict=False)
@@ -169,6 +174,18 @@ class SimExecutor:
         if end < len(slot.history):
             return SeqResult(work.slot, work.seq_id, slot.computed, prompt_logprobs=prompt_logprobs)
         return self._verify(slot, work, digests[work.n_tokens - 1 :], prompt_logprobs)
+
+    def _pool(self, slot: _Slot, work: SeqWork, digests: list[int]) -> SeqResult:
+        """The result is a digest of the digests that are to be pooled: of all, or of the last."""
+        pooling = slot.init.pooling
+        if pooling is None:
+            raise IntegrityError(f"{work} pools a sequence that is to be continued")
+        slot.pooled = self.model.pool(slot.pooled, digests, pooling)
+        if slot.computed < len(slot.history):
+            return SeqResult(work.slot, work.seq_id, slot.computed)
+        slot.stopped = True
+        pooled = Pooled(2, slot.pooled.to_bytes(8, sys.byteorder))
+        return SeqResult(work.slot, work.seq_id, slot.computed, finish=FinishReason.STOP, pooled=pooled)
 
     def _write(self, slot: _Slot, token: int, position: int) -> int:
         def read(group: int, first: int, end: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from headrace.cache.specs import CacheSpec, SlidingKV
 from headrace.core.plan import BLOCK_TOKENS, SlotInit, TokenLogprobs
+from headrace.core.pooling import Pooling
 
 _MASK = (1 << 64) - 1
 
@@ -53,6 +54,12 @@ class SimModel:
                 token = (token + 1) % self.vocab_size
         return token
 
+    def pool(self, before: int, digests: Sequence[int], pooling: Pooling) -> int:
+        """What has been pooled when the rows of ``digests`` have come after ``before``."""
+        for digest in digests:
+            before = mix(before, digest) if pooling.needs_all_rows else digest
+        return before
+
     def logprobs(self, digest: int, token: int) -> TokenLogprobs:
         """Numbers that depend on all that the row could see."""
         return TokenLogprobs(token, -float(mix(digest, token) % 1000) / 100.0, 1)
@@ -74,6 +81,8 @@ class PlainRun:
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
     prompt_logprobs: tuple[TokenLogprobs, ...]
+    pooled: int | None = None
+    """Of a prompt that is pooled, which is all there is then."""
 
 
 def plain_run(model: SimModel, init: SlotInit) -> PlainRun:
@@ -89,6 +98,10 @@ def plain_run(model: SimModel, init: SlotInit) -> PlainRun:
     while True:
         position = len(digests)
         digests.append(model.digest(history[position], position, read))
+        if init.pooling is not None:
+            if position + 1 == len(history):
+                return PlainRun((), (), (), model.pool(0, digests, init.pooling))
+            continue
         if position + 1 < len(history):
             prompt_logprobs.append(model.logprobs(digests[-1], history[position + 1]))
             continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 
 from headrace.cache.specs import CacheSpec
 from headrace.core.errors import EngineError
+from headrace.core.pooling import PoolingSpec
 from headrace.layers.attention import PagedAttention
 from headrace.layers.base import Layer, Parameter
 from headrace.layers.embedding import LMHead
@@ -26,6 +27,8 @@ class Model(Protocol):
     """
 
     vocab_size: int
+    pooling: PoolingSpec
+    """What ``pooled`` gives, and whether there are logits."""
     max_positions: int
     """Longest sequence the configuration allows (``max_position_embeddings``)."""
 
@@ -83,7 +86,12 @@ class Model(Protocol):
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[R, hidden] -> [R, vocab_size] fp32, final cap applied."""
+        """[R, hidden] -> [R, vocab_size] fp32, final cap applied. Only if ``pooling.generates``."""
+        ...
+
+    def pooled(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, hidden] after pooling -> [R, pooling.width] fp32: the hidden states themselves, or what a head makes of
+        them."""
         ...
 
 
@@ -91,6 +99,8 @@ class Decoder(Layer):
     """What every decoder does alike. A model file composes its layers, names them here and says what forward does."""
 
     head: LMHead
+    score: Layer | None = None
+    """What a pooled row goes through, in a model that does not generate."""
 
     def __init__(self, vocab_size: int, max_positions: int, *, tied: bool) -> None:
         self.vocab_size = vocab_size
@@ -99,10 +109,24 @@ class Decoder(Layer):
         # (some exporters write one) is not used by anybody.
         self._ignored = ("rotary_emb.inv_freq", "lm_head.weight") if tied else ("rotary_emb.inv_freq",)
         self._ignored_below: tuple[str, ...] = ()
+        self._pooling: PoolingSpec | None = None
 
     def ignore_below(self, *prefixes: str) -> None:
         """Tensors whose names begin so may be in a checkpoint, and are not used."""
         self._ignored_below += prefixes
+
+    def end_with(self, score: Layer, pooling: PoolingSpec) -> Self:
+        """Puts a head for pooled rows, [R, hidden] -> [R, pooling.width] fp32, in the place of the one over the
+        vocabulary. For the build, before loading."""
+        del self.head
+        self.score = score
+        self._pooling = pooling
+        self._ignored = (*self._ignored, "lm_head.weight")
+        return self
+
+    @property
+    def pooling(self) -> PoolingSpec:
+        return self._pooling or PoolingSpec(width=self.head.weight.shape[-1])
 
     @property
     def n_params(self) -> int:
@@ -140,6 +164,9 @@ class Decoder(Layer):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.head(hidden)
+
+    def pooled(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.float() if self.score is None else self.score(hidden)
 
     def _attentions(self) -> list[PagedAttention]:
         return [layer for layer in self.sublayers() if isinstance(layer, PagedAttention)]

@@ -15,12 +15,16 @@ REQUIRED: Any = object()
 class Fields:
     """Typed access to the fields of a configuration. A field that is missing or null takes the default given.
 
+    Args:
+        where: what errors call it, unless the configuration names its own architecture.
+
     Every method raises ModelError, naming architecture, field, what was found and what is allowed.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self._values = values
-        self.where = where
+        named = values.get("architectures")
+        self.where = str(named[0]) if isinstance(named, list | tuple) and named else where
 
     def raw(self, name: str, default: T = REQUIRED) -> Any | T:
         value = self._values.get(name)

@@ -27,6 +27,17 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3MoeForCausalLM": "qwen3_moe",
+    # What is only encoded.
+    "Exaone4ForSequenceClassification": "classification",
+    "Gemma3TextForSequenceClassification": "classification",
+    "LlamaForSequenceClassification": "classification",
+    "MistralForSequenceClassification": "classification",
+    "NemotronForSequenceClassification": "classification",
+    "Phi3ForSequenceClassification": "classification",
+    "Qwen2ForProcessRewardModel": "reward",
+    "Qwen2ForRewardModel": "reward",
+    "Qwen2ForSequenceClassification": "classification",
+    "Qwen3ForSequenceClassification": "classification",
 }
 """Name in ``architectures`` of a configuration -> module; the class in it has that name."""
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import torch
 from tqdm import tqdm
 
@@ -30,6 +31,7 @@ from headrace.weights.dummy import DummyCheckpoint
 
 from .graph import NoGraphs, StepGraphs
 from .memory import MemoryPlan, available_bytes, kv_budget
+from .pooling import Poolers
 from .slots import SlotTable
 from .step import StepRunner
 from .worker import Worker
@@ -79,6 +81,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         vocab_size=model.vocab_size,
         groups=groups,
         arena=layout,
+        pooling=model.pooling,
     )
     effective = {
         "dtype": str(dtype).removeprefix("torch."),
@@ -90,8 +93,9 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         "operators": dict(ops.chosen),
         "sampler_type": sampler_type,
         "graph_sizes": list(sizes),
+        "pooling": msgspec.to_builtins(model.pooling),
     }
-    runner = StepRunner(model, sampler, ops.attention, groups, views, slots, graphs)
+    runner = StepRunner(model, sampler, ops.attention, groups, views, slots, graphs, Poolers(model))
     return Worker(runner, capacity, memory, effective)
 
 

@@ -11,13 +11,14 @@ import torch
 
 from headrace.cache.groups import CacheGroup
 from headrace.core.errors import RequestError
-from headrace.core.plan import Rows, SeqResult, SlotInit, StepPlan, StepResult, TokenLogprobs
+from headrace.core.plan import FinishReason, Rows, SeqResult, SlotInit, StepPlan, StepResult, TokenLogprobs
 from headrace.models.base import Model
 from headrace.ops.attention import AttentionBackend
 from headrace.sampling import EndRules, SampleOutcome, Sampler, SampleRows, verify
 
 from .gather import ResolvedWork, gather, resolve
 from .graph import Graphs
+from .pooling import Poolers
 from .slots import SlotTable
 
 _SLICE_ELEMENTS = 1 << 23
@@ -39,6 +40,7 @@ class StepRunner:
         views: Sequence[torch.Tensor],
         slots: SlotTable,
         graphs: Graphs,
+        poolers: Poolers,
     ) -> None:
         self.model = model
         self.sampler = sampler
@@ -47,6 +49,7 @@ class StepRunner:
         self.views = views
         self.slots = slots
         self.graphs = graphs
+        self.poolers = poolers
         self._bind_errors: dict[int, str] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -69,6 +72,7 @@ class StepRunner:
 
     def _bind(self, init: SlotInit) -> None:
         self.slots.bind(init)
+        self.poolers.bind(init)
         self._bind_errors.pop(init.slot, None)
         try:
             self.sampler.bind(init)
@@ -92,6 +96,7 @@ class StepRunner:
         for index, (group, part) in enumerate(zip(self.groups, batch.groups, strict=True)):
             part.metadata = self.attention.plan(batch, index, group.spec)
         hidden = self.model.forward(batch)
+        self._pool(resolved, hidden, counters)
         prompt = self._prompt_logprobs(resolved, hidden, counters)
         return prompt, self._sample(resolved, lambda rows: self.model.logits(hidden[rows]), counters)
 
@@ -120,11 +125,20 @@ class StepRunner:
             counters["prompt_logprob_rows"] += len(found)
         return entries
 
+    def _pool(self, resolved: Sequence[ResolvedWork], hidden: torch.Tensor, counters: Counter[str]) -> None:
+        """Hands on the rows of sequences that are encoded."""
+        for item in resolved:
+            if item.work.outputs is Rows.POOLED:
+                slot, end = item.work.slot, item.start + item.work.n_tokens
+                rows = hidden[item.first_row : item.first_row + item.work.n_tokens]
+                self.poolers.add(slot, self.slots.history[slot, item.start : end], rows)
+                counters["pooled_rows"] += item.work.n_tokens
+
     def _samples(self, item: ResolvedWork) -> bool:
         outputs = item.work.outputs
         if outputs is Rows.ALL:
             return item.start + item.work.n_tokens == self.slots.known[item.work.slot]
-        return outputs is not Rows.NONE
+        return outputs in (Rows.LAST, Rows.DRAFTS)
 
     def _sample(
         self,
@@ -171,6 +185,10 @@ class StepRunner:
         first = first_rows.get(item.index)
         if first is None:
             self.slots.computed[slot] = computed
+            if work.outputs is Rows.POOLED and computed == self.slots.known[slot]:
+                self.slots.stopped[slot] = True
+                pooled = self.poolers.finish(self.slots.init_of(slot))
+                return SeqResult(slot, work.seq_id, computed, finish=FinishReason.STOP, pooled=pooled)
             return SeqResult(slot, work.seq_id, computed, prompt_logprobs=prompt)
         init = self.slots.init_of(slot)
         drafts = work.draft_tokens

@@ -20,9 +20,12 @@ class Admission:
         """Most tokens, prompt and output, that a sequence of the request may have.
 
         ``max_tokens=None`` means up to ``max_seq_len``, or what the cache holds for one sequence alone if that is less.
+        A prompt that is pooled counts one more than it has: the place of a token that is never drawn.
         Raises ``RequestError`` (an empty prompt) or ``PromptTooLongError``.
         """
         n_prompt, n_new, limit = len(request.prompt_token_ids), request.sampling.max_tokens, self._options.max_seq_len
+        if request.pooling is not None:
+            n_new, limit = 1, limit + 1
         if n_prompt == 0:
             raise RequestError("the prompt is empty; give at least one token", param="prompt")
         if n_prompt + (n_new or 1) > limit:

@@ -237,6 +237,7 @@ class Planner:
                 stop_ids=request.stop_ids,
                 eos_ids=request.eos_ids,
                 max_length=seq.max_length,
+                pooling=request.pooling,
             )
         )
         if seq.cached_tokens is None:

@@ -19,6 +19,7 @@ from headrace.core.clock import Clock
 from headrace.core.errors import IntegrityError, QueueFullError, RequestError
 from headrace.core.outputs import SequenceUpdate
 from headrace.core.plan import FinishReason, SeqResult, StepPlan, StepResult, TokenLogprobs
+from headrace.core.pooling import Pooled
 from headrace.core.request import Request
 from headrace.core.sequence import Sequence, SequenceState
 from headrace.spec.proposer import Proposer
@@ -200,7 +201,7 @@ class Scheduler:
         prompt_logprobs = self._new_prompt_logprobs(flying, one) if one.prompt_logprobs else ()
         if one.finish is not None:
             news = {"tokens": one.tokens, "logprobs": one.logprobs, "prompt_logprobs": prompt_logprobs}
-            updates.append(self._end(seq, one.finish, stop_reason=one.stop_reason, **news))
+            updates.append(self._end(seq, one.finish, stop_reason=one.stop_reason, pooled=one.pooled, **news))
             return
         if one.tokens:
             self._proposer.extend(seq.seq_id, one.tokens)
@@ -236,6 +237,7 @@ class Scheduler:
         finish: FinishReason | None = None,
         stop_reason: int | str | None = None,
         error: Exception | None = None,
+        pooled: Pooled | None = None,
     ) -> SequenceUpdate:
         return SequenceUpdate(
             seq.request.request_id,
@@ -253,6 +255,7 @@ class Scheduler:
             seq.first_scheduled,
             seq.n_drafts,
             seq.n_accepted,
+            pooled,
         )
 
     # Ending.
@@ -267,6 +270,7 @@ class Scheduler:
         tokens: tuple[int, ...] = (),
         logprobs: tuple[TokenLogprobs, ...] = (),
         prompt_logprobs: tuple[TokenLogprobs, ...] = (),
+        pooled: Pooled | None = None,
     ) -> SequenceUpdate:
         """The one place where a sequence ends, whatever it was doing. Everything it had is given back."""
         if seq.state is SequenceState.RUNNING:
@@ -284,7 +288,8 @@ class Scheduler:
             if seq.request.deadline is not None:
                 self._deadlines.died()
         self._witnesses[_WITNESS_OF_END.get(reason, "finished")] += 1
-        return self._update(seq, self._clock.now(), tokens, logprobs, prompt_logprobs, reason, stop_reason, error)
+        now = self._clock.now()
+        return self._update(seq, now, tokens, logprobs, prompt_logprobs, reason, stop_reason, error, pooled)
 
     # Looking in.
 
