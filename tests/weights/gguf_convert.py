@@ -24,7 +24,7 @@ def convert(model: PreTrainedModel, arch: MODEL_ARCH, path: Path, changes: dict[
         if value is not None:
             add_field(writer, f"{name}.{key}", value)
     names = get_tensor_name_map(arch, config.num_hidden_layers)
-    for hf_name, weight in model.state_dict().items():
+    for hf_name, weight in _hub_tensors(model):
         if hf_name != "lm_head.weight" or not config.tie_word_embeddings:
             gguf_name = names.get_name(hf_name, (".weight", ".bias"))
             writer.add_tensor(gguf_name, _stored(name, hf_name, weight.numpy(), config))
@@ -35,6 +35,16 @@ def convert(model: PreTrainedModel, arch: MODEL_ARCH, path: Path, changes: dict[
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _hub_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """Gate and up of experts apart; the converter stacks the experts of the hub, and here they are in one anyway."""
+    for name, weight in model.state_dict().items():
+        if name.endswith("experts.gate_up_proj"):
+            for part, half in zip(("gate_proj", "up_proj"), weight.chunk(2, 1), strict=True):
+                yield name.replace("gate_up_proj", f"{part}.weight"), half
+        else:
+            yield f"{name}.weight" if name.endswith("experts.down_proj") else name, weight
 
 
 def _head_dim(config: PreTrainedConfig) -> int:
@@ -54,6 +64,12 @@ def _fields(config: PreTrainedConfig, name: str) -> dict[str, Any]:
         "rope.freq_base": float(rope["rope_theta"]),
         "attention.sliding_window": getattr(config, "sliding_window", None),
     }
+    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        fields |= {
+            "expert_count": getattr(config, "num_experts", None) or config.num_local_experts,
+            "expert_used_count": config.num_experts_per_tok,
+            "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None),
+        }
     if getattr(config, "head_dim", None):
         fields |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
     if rope["rope_type"] in ("linear", "yarn"):

@@ -180,7 +180,7 @@ def test_llama3_frequencies_are_recognised(tmp_path: Path) -> None:
         ({"block_count": 0}, "is 0, expected a positive number"),
         ({"attention.head_count_kv": [2, 1]}, r"head_count_kv' has the wrong type"),
         ({"rope.freq_base": float("nan")}, "positive finite"),
-        ({"expert_count": 8}, "with experts is not supported"),
+        ({"expert_count": 8}, r"'llama\.expert_used_count' is missing"),
         ({"rope.dimension_count": 16}, "dimension_count 16 differs from the head width 32"),
         ({"attention.value_length": 16}, "different width"),
         ({"embedding_length": 63}, r"token_embd\.weight': expected 63 columns \(embedding_length\), found 64"),

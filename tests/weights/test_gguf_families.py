@@ -23,6 +23,9 @@ CASES = [
     ("llama-odd-mqa", MODEL_ARCH.LLAMA, {}),
     ("mistral", MODEL_ARCH.LLAMA, {}),
     ("mistral-derived-head-dim", MODEL_ARCH.LLAMA, {}),
+    ("mixtral", MODEL_ARCH.LLAMA, {}),
+    ("mixtral-odd-window-40", MODEL_ARCH.LLAMA, {}),
+    ("qwen3-moe-normalised", MODEL_ARCH.QWEN3MOE, {"mlp_only_layers": []}),
     ("qwen2", MODEL_ARCH.QWEN2, {}),
     ("qwen2-tied", MODEL_ARCH.QWEN2, {}),
     ("qwen2-yarn-odd", MODEL_ARCH.QWEN2, {}),
@@ -123,3 +126,13 @@ def test_a_part_of_each_head_is_rotated_in_some_architectures_only(tmp_path: Pat
         config_of(tmp_path, "nemotron", MODEL_ARCH.NEMOTRON, {"rope.dimension_count": 34})
     with pytest.raises(CheckpointError, match="dimension_count 16 differs from the head width 32"):
         config_of(tmp_path, "qwen3", MODEL_ARCH.QWEN3, {"rope.dimension_count": 16})
+
+
+def test_experts_are_taken_where_their_names_are_known(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="architecture 'qwen2' with experts is not supported"):
+        config_of(tmp_path, "qwen2", MODEL_ARCH.QWEN2, {"expert_count": 8})
+    checkpoint = open_checkpoint(convert(tiny("mixtral"), MODEL_ARCH.LLAMA, tmp_path / "experts.gguf"))
+    names = [name for name in checkpoint.names() if ".experts." in name]
+    assert len(names) == 3 * 4 * 3
+    assert checkpoint.shape("model.layers.2.block_sparse_moe.experts.3.w2.weight") == (64, 96)
+    checkpoint.close()

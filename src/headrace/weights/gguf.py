@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class _Entry:
 
 
 class GgufCheckpoint:
-    """A ``Checkpoint`` over one GGUF file of a dense architecture (``gguf_names``)."""
+    """A ``Checkpoint`` over one GGUF file of an architecture in ``gguf_names``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,8 +124,21 @@ def _entries(path: Path, arch: str, infos: list[TensorInfo], config: dict[str, A
                 f"{path}: tensor {info.name!r}: expected a multiple of {placement.rows} rows (the head width), "
                 f"found shape {list(info.shape)}"
             )
-        entries[placement.name] = _Entry(info, placement)
+        entries |= (
+            _experts(info, placement) if "{expert}" in placement.name else {placement.name: _Entry(info, placement)}
+        )
     return entries
+
+
+def _experts(info: TensorInfo, placement: Placement) -> dict[str, _Entry]:
+    """The matrices that lie one behind another in one tensor."""
+    n_bytes = info.nbytes // info.shape[0]
+    parts = {}
+    for expert in range(info.shape[0]):
+        part = replace(info, shape=info.shape[1:], offset=info.offset + expert * n_bytes, nbytes=n_bytes)
+        name = placement.name.format(expert=expert)
+        parts[name] = _Entry(part, replace(placement, name=name))
+    return parts
 
 
 def _check_type(path: Path, info: TensorInfo) -> None:

@@ -23,6 +23,7 @@ _EXAONE4_32B_LAYERS, _EXAONE4_WINDOW, _EXAONE4_PERIOD = 64, 4096, 4
 """The one EXAONE 4 size with windows; its first files do not say so."""
 _PARTIAL = ("phi3", "nemotron")
 """Architectures that may rotate a part of each head."""
+_WITH_EXPERTS = ("llama", "qwen3moe")
 
 
 def hf_config(header: GgufHeader, read: ReadVector) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def hf_config(header: GgufHeader, read: ReadVector) -> dict[str, Any]:
     fields = Fields(header)
     if fields.arch not in _FAMILIES:
         raise fields.error(f"architecture {fields.arch!r} is not supported; supported: {', '.join(_FAMILIES)}")
-    if fields.optional_integer("expert_count"):
+    if fields.arch not in _WITH_EXPERTS and fields.optional_integer("expert_count"):
         raise fields.error(f"architecture {fields.arch!r} with experts is not supported")
     config = _common(fields)
     config |= _FAMILIES[fields.arch](fields, config)
@@ -107,11 +108,25 @@ def _matrix(fields: Fields, tensor: str) -> tuple[int, int]:
 
 
 def _llama(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    if fields.optional_integer("expert_count"):
+        return _mixtral(fields)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
         "mlp_bias": fields.has_tensor("blk.0.ffn_gate.bias"),
+        "rope_theta": fields.number("rope.freq_base", 10_000.0),
+    }
+
+
+def _mixtral(fields: Fields) -> dict[str, Any]:
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "hidden_act": "silu",
+        "num_local_experts": fields.integer("expert_count"),
+        "num_experts_per_tok": fields.integer("expert_used_count"),
+        "sliding_window": fields.window("attention.sliding_window"),
         "rope_theta": fields.number("rope.freq_base", 10_000.0),
     }
 
@@ -132,6 +147,23 @@ def _qwen3(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
         "model_type": "qwen3",
         "hidden_act": "silu",
         "use_sliding_window": False,
+        "rope_theta": fields.number("rope.freq_base"),
+    }
+
+
+def _qwen3_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    """Weights of experts are divided by their sum, as llama.cpp does for every file of this architecture."""
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "num_experts": fields.integer("expert_count"),
+        "num_experts_per_tok": fields.integer("expert_used_count"),
+        "moe_intermediate_size": fields.integer("expert_feed_forward_length"),
+        "norm_topk_prob": True,
+        "mlp_only_layers": [],
+        "decoder_sparse_step": 1,
         "rope_theta": fields.number("rope.freq_base"),
     }
 
@@ -217,9 +249,10 @@ _FAMILIES: dict[str, Callable[[Fields, dict[str, Any]], dict[str, Any]]] = {
     "llama": _llama,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3moe": _qwen3_moe,
     "gemma3": _gemma3,
     "phi3": _phi3,
     "nemotron": _nemotron,
     "exaone4": _exaone4,
 }
-"""Mistral comes as ``llama``."""
+"""Mistral comes as ``llama``, and so does Mixtral."""

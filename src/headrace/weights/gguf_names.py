@@ -5,7 +5,8 @@ Source of both: ``convert_hf_to_gguf.py`` and ``gguf-py/gguf/tensor_mapping.py``
 
 - arch ``llama`` (Mistral too): rows of q and k are reordered per head, from halves (x[:d/2], x[d/2:]) to pairs (x[2i],
   x[2i+1]);
-- archs ``gemma3`` and ``nemotron``: norm weights are stored as 1 + w.
+- archs ``gemma3`` and ``nemotron``: norm weights are stored as 1 + w;
+- the matrices of a layer's experts are one tensor, [experts, rows, columns].
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Placement:
     """The Hugging Face name of a tensor, and how its numbers become those of the original."""
 
     name: str
+    """With ``{expert}`` in it where the tensor holds the matrices of all experts of a layer."""
     undo: Undo
     rows: int = 1
     """``undo`` works on multiples of this many rows."""
@@ -56,6 +58,18 @@ _POST_NORM = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{expert}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{expert}.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.{expert}.w2",
+}
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{expert}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{expert}.up_proj",
+    "ffn_down_exps": "mlp.experts.{expert}.down_proj",
+}
 _FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 
 
@@ -64,9 +78,10 @@ def _without(names: dict[str, str], *absent: str) -> dict[str, str]:
 
 
 _LAYER_NAMES = {
-    "llama": _LAYER | _PRE_NORM,
+    "llama": _LAYER | _PRE_NORM | _MIXTRAL,
     "qwen2": _LAYER | _PRE_NORM,
     "qwen3": _LAYER | _PRE_NORM | _QK_NORM,
+    "qwen3moe": _LAYER | _PRE_NORM | _QK_NORM | _EXPERTS,
     "gemma3": _LAYER | _POST_NORM | {"ffn_norm": "pre_feedforward_layernorm"} | _QK_NORM,
     "phi3": _without(_LAYER, "attn_q", "attn_k", "attn_v", "ffn_gate") | _PRE_NORM | _FUSED,
     "nemotron": _without(_LAYER, "ffn_gate") | _PRE_NORM,
