@@ -45,7 +45,7 @@ class Case:
         n_blocks = n_seqs * columns
         self.layer_bytes = n_blocks * 2 * n_kv * BLOCK_TOKENS * dim * dtype.itemsize
         n_layers = 1 if n_rows > 1 else max(1, WALKED_BYTES // self.layer_bytes)
-        shape = (n_blocks, n_layers, 2, n_kv, BLOCK_TOKENS, dim)
+        shape = (n_blocks, n_layers, 2 * n_kv * BLOCK_TOKENS * dim)
         self._memory = huge_zeros(n_layers * self.layer_bytes)
         self._cache = self._memory.view(dtype).view(shape)
         self._cache.normal_()
@@ -65,7 +65,7 @@ class Case:
         )
         self._spec = FullKV(n_kv, dim, dtype.itemsize)
         self._plan = BACKEND.plan(self._batch, 0, self._spec)
-        self._layers = [BACKEND.bind(self._cache[:, layer]) for layer in range(n_layers)]
+        self._layers = [BACKEND.bind(self._cache[:, layer], self._spec) for layer in range(n_layers)]
         self._qkv = torch.randn(rows, n_heads + 2 * n_kv, dim).to(dtype)
         self._y = torch.empty(rows, n_heads, dim, dtype=dtype)
 
@@ -83,8 +83,8 @@ class Case:
         def run() -> None:
             for kv in self._layers:
                 native.attend(
-                    self._plan, q.data_ptr(), kv.address, self._y.data_ptr(), self._code, kv.dtype, rows, q.stride(0),
-                    kv.block_stride, n_heads, n_kv, dim, dim**-0.5,
+                    self._plan, q.data_ptr(), kv.address, self._y.data_ptr(), 0, self._code, kv.dtype, rows,
+                    q.stride(0), kv.block_stride, n_heads, n_kv, dim, dim, dim**-0.5, 0.0,
                 )  # fmt: skip
 
         return seconds(run) / len(self._layers)
@@ -99,7 +99,7 @@ class Case:
             for kv in self._layers:
                 native.write_kv(
                     self._plan, k.data_ptr(), v.data_ptr(), kv.address, self._code, kv.dtype, rows, k.stride(0),
-                    v.stride(0), kv.block_stride, n_kv, dim,
+                    v.stride(0), kv.block_stride, n_kv, dim, dim,
                 )  # fmt: skip
 
         return seconds(run) / len(self._layers)

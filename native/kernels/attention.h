@@ -2,31 +2,31 @@
 // position and the cache alone: the same blocks in the same order, whatever other rows its tile holds.
 #pragma once
 
-
 #include "kernels/attention_args.h"
+#include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "simd/exp.h"
 
 namespace headrace {
 namespace {
 
-// Rows of a step's keys and values into their places.
+// Rows of keys and values into their places.
 template <class S, class T>
 void write_kv(const WriteKv& job, const KvPlaces& places, int64_t first_row, int64_t last_row) {
     constexpr int64_t values = Dot<T>::values;
-    const int64_t dim = job.head_dim, head_size = block_tokens * dim;
+    const int64_t key_size = block_tokens * job.key_dim, value_size = block_tokens * job.value_dim;
     for (int64_t row = first_row; row < last_row; ++row) {
         const int64_t index = places.write_index[row], token = index % block_tokens;
         T* block = static_cast<T*>(job.cache) + index / block_tokens * job.block_stride;
         for (int64_t head = 0; head < job.n_kv_heads; ++head) {
-            const S* k = static_cast<const S*>(job.k) + row * job.k_stride + head * dim;
-            const S* v = static_cast<const S*>(job.v) + row * job.v_stride + head * dim;
-            T* keys = block + head * head_size + token * values;
-            T* sums = block + (job.n_kv_heads + head) * head_size + token / values * dim * values + token % values;
-            for (int64_t i = 0; i < dim; ++i) {
+            const S* k = static_cast<const S*>(job.k) + row * job.k_stride + head * job.key_dim;
+            const S* v = static_cast<const S*>(job.v) + row * job.v_stride + head * job.value_dim;
+            T* keys = block + head * key_size + token * values;
+            T* sums = block + job.n_kv_heads * key_size + head * value_size + token / values * job.value_dim * values +
+                      token % values;
+            for (int64_t i = 0; i < job.key_dim; ++i)
                 keys[i / values * block_tokens * values + i % values] = converted<T>(k[i]);
-                sums[i * values] = converted<T>(v[i]);
-            }
+            for (int64_t i = 0; i < job.value_dim; ++i) sums[i * values] = converted<T>(v[i]);
         }
     }
 }
@@ -56,7 +56,7 @@ struct AttentionScratch {
             memory += (bytes + 63) / 64 * 64;
             return here;
         };
-        queries = take(units_of(job.head_dim, Dot<T>::dtype) * heads * Dot<T>::x_bytes);
+        queries = take(units_of(job.key_dim, Dot<T>::dtype) * heads * Dot<T>::x_bytes);
         scores = reinterpret_cast<float*>(take(heads * block_tokens * 4));
         weights = reinterpret_cast<T*>(take(heads * block_tokens * int64_t(sizeof(T))));
         packed = take(block_tokens * tile_rows * Dot<T>::x_bytes);
@@ -109,9 +109,8 @@ struct Seen {
     bool all() const { return first == 0 && last == block_tokens; }
 };
 
-static inline Seen seen_by(int64_t position, int64_t block, int64_t window) {
-    const int64_t start = block * block_tokens, end = position + 1 - start;
-    const int64_t first = window ? position + 1 - window - start : 0;
+static inline Seen part_of(KeyRange keys, int64_t block) {
+    const int64_t start = block * block_tokens, first = keys.first - start, end = keys.end - start;
     return {first > 0 ? first : 0, end < block_tokens ? end : block_tokens};
 }
 
@@ -125,7 +124,7 @@ struct TileAttention {
     const AttentionTile& tile;
     const int64_t kv_head;
     AttentionScratch<T> scratch;
-    const int64_t group = group_of(job), heads = tile.n_rows * group, dim = job.head_dim;
+    const int64_t group = group_of(job), heads = tile.n_rows * group;
 
     const T* block_at(int64_t block) const {
         return static_cast<const T*>(job.cache) + int64_t(tile.blocks[block]) * job.block_stride;
@@ -134,12 +133,12 @@ struct TileAttention {
     // The query of head h of the tile: row h / group, head h % group of the KV head's.
     const Q* query(int64_t head) const {
         const int64_t row = tile.first_row + head / group;
-        return static_cast<const Q*>(job.q) + row * job.q_stride + (kv_head * group + head % group) * dim;
+        return static_cast<const Q*>(job.q) + row * job.q_stride + (kv_head * group + head % group) * job.key_dim;
     }
 
     void pack_queries() {
         const RowBlocks blocks = row_blocks(heads, tile_rows);
-        const int64_t units = units_of(dim, D::dtype);
+        const int64_t dim = job.key_dim, units = units_of(dim, D::dtype);
         for (int64_t block = 0; block < blocks.count; ++block) {
             const int64_t first = first_row(blocks, block), height = first_row(blocks, block + 1) - first;
             for (int64_t head = first; head < first + height; ++head) {
@@ -157,13 +156,19 @@ struct TileAttention {
 
     template <int rows>
     void score_rows(const char* keys, int64_t first) {
-        const int64_t units = units_of(dim, D::dtype);
+        const int64_t units = units_of(job.key_dim, D::dtype);
         Tile<D, rows> products;
         products.run(keys, scratch.queries + first * units * D::x_bytes, units);
         const Vec scale = Vec::all(job.scale);
         for (int r = 0; r < rows; ++r)
             for (int v = 0; v < panel_vecs; ++v)
                 (products.sums[r][v] * scale).store(scratch.scores + (first + r) * block_tokens + v * Vec::lanes);
+        if (job.soft_cap != 0.0f) cap_scores(scratch.scores + first * block_tokens, rows * block_tokens);
+    }
+
+    void cap_scores(float* scores, int64_t n) {
+        const Vec cap = Vec::all(job.soft_cap);
+        for (int64_t i = 0; i < n; i += Vec::lanes) (tanh(Vec::load(scores + i) / cap) * cap).store(scores + i);
     }
 
     template <int rows>
@@ -220,7 +225,7 @@ struct TileAttention {
             for (int64_t unit = 0; unit < token_units; ++unit)
                 D::put(scratch.weights + (first + r) * block_tokens + unit * D::values,
                        scratch.packed + (unit * rows + r) * D::x_bytes);
-        for (int64_t column = 0; column < dim; column += panel_outputs)
+        for (int64_t column = 0; column < job.value_dim; column += panel_outputs)
             add_columns<rows>(values + column * 4, stride, column, first, factors);
     }
 
@@ -235,7 +240,7 @@ struct TileAttention {
     // may hold is not always zero.
     void copy_values(const T* from, Seen seen) {
         T* to = reinterpret_cast<T*>(scratch.values);
-        const int64_t width = padded_dim(job) * D::values;
+        const int64_t dim = job.value_dim, width = padded_dim(job) * D::values;
         for (int64_t unit = 0; unit < token_units; ++unit, from += dim * D::values, to += width) {
             for (int64_t i = 0; i < width; ++i) to[i] = T{};
             for (int64_t i = 0; i < D::values; ++i) {
@@ -248,6 +253,7 @@ struct TileAttention {
 
     // Heads [first, last), which see the same of the block.
     void add_values(const T* values, Seen seen, int64_t first, int64_t last) {
+        const int64_t dim = job.value_dim;
         const bool as_it_is = seen.all() && dim % panel_outputs == 0;
         if (!as_it_is) copy_values(values, seen);
         const char* from = as_it_is ? reinterpret_cast<const char*>(values) : scratch.values;
@@ -262,8 +268,8 @@ struct TileAttention {
     }
 
     void attend_block(int64_t block) {
-        const T* keys = block_at(block) + kv_head * block_tokens * dim;
-        const T* values = block_at(block) + (job.n_kv_heads + kv_head) * block_tokens * dim;
+        const T* keys = block_at(block) + kv_head * block_tokens * job.key_dim;
+        const T* values = block_at(block) + block_tokens * (job.n_kv_heads * job.key_dim + kv_head * job.value_dim);
         const RowBlocks blocks = row_blocks(heads, tile_rows);
         for (int64_t i = 0; i < blocks.count; ++i) {
             const int64_t first = first_row(blocks, i);
@@ -271,10 +277,10 @@ struct TileAttention {
         }
         // Rows that see all of it go together, the others one by one.
         for (int64_t row = 0; row < tile.n_rows;) {
-            const Seen seen = seen_by(tile.first_position + row, block, job.window);
+            const Seen seen = part_of(tile.seen[row], block);
             int64_t next = row + 1;
             if (seen.all())
-                while (next < tile.n_rows && seen_by(tile.first_position + next, block, job.window).all()) ++next;
+                while (next < tile.n_rows && part_of(tile.seen[next], block).all()) ++next;
             if (!seen.nothing()) add_values(values, seen, row * group, next * group);
             row = next;
         }
@@ -283,22 +289,36 @@ struct TileAttention {
     // Leaves the state of a segment in scratch.segment.
     void attend_segment(int64_t segment) {
         clear(scratch.segment, job, heads);
-        const int64_t last_position = tile.first_position + tile.n_rows - 1;
-        const int64_t oldest = job.window ? tile.first_position + 1 - job.window : 0;
-        const int64_t end = last_position / block_tokens + 1, stop = (segment + 1) * segment_blocks;
-        for (int64_t block = segment * segment_blocks; block < (end < stop ? end : stop); ++block)
-            if ((block + 1) * block_tokens > oldest) attend_block(block);
+        for (int64_t block = segment * segment_blocks; block < (segment + 1) * segment_blocks; ++block)
+            if (sees(block)) attend_block(block);
     }
 
-    // Merged states to rows of y.
+    // Whether a row sees a key of the block. Where none does, the block table may say anything.
+    bool sees(int64_t block) const {
+        for (int64_t row = 0; row < tile.n_rows; ++row)
+            if (!tile.seen[row].nothing() && !part_of(tile.seen[row], block).nothing()) return true;
+        return false;
+    }
+
+    // Merged states to rows of y. Zeros for a row that saw nothing.
     void finish(float* merged) {
         for (int64_t head = 0; head < heads; ++head) {
-            const int64_t row = tile.first_row + head / group;
-            Q* y = static_cast<Q*>(job.y) + (row * job.n_heads + kv_head * group + head % group) * dim;
-            const Vec sum = Vec::all(head_state(merged, job, head).sum);
+            const int64_t row = tile.first_row + head / group, of_row = kv_head * group + head % group;
+            Q* y = static_cast<Q*>(job.y) + (row * job.n_heads + of_row) * job.value_dim;
+            const PartialHead& state = head_state(merged, job, head);
             const float* from = weighted(merged, job, head);
-            for (int64_t i = 0; i < dim; i += Vec::lanes)
-                (Vec::load(from + i) / sum).store(y + i, int(dim - i < Vec::lanes ? dim - i : Vec::lanes));
+            float factor = state.sum == 0.0f ? 0.0f : 1.0f, sum = state.sum == 0.0f ? 1.0f : state.sum;
+            if (job.sinks && state.sum != 0.0f) {
+                // As if a key of weighted value zero had this score.
+                const float sink = to_float(static_cast<const Q*>(job.sinks)[of_row]);
+                const float largest = state.largest > sink ? state.largest : sink;
+                factor = exp_of(state.largest - largest);
+                sum = __builtin_fmaf(state.sum, factor, exp_of(sink - largest));
+            }
+            for (int64_t i = 0; i < job.value_dim; i += Vec::lanes) {
+                const int64_t left = job.value_dim - i;
+                (Vec::load(from + i) * Vec::all(factor) / Vec::all(sum)).store(y + i, int(left < Vec::lanes ? left : Vec::lanes));
+            }
         }
     }
 };

@@ -19,44 +19,55 @@ constexpr int64_t segment_blocks = segment_tokens / block_tokens;
 // Rows of a tile at most. Where a tile starts has no effect on results.
 constexpr int64_t attention_tile_rows = 8;
 
-// Where the rows of a step lie in the cache.
+// Where the keys that a step writes go.
 struct KvPlaces {
     const int64_t* write_index;  // [rows] block * 32 + place
 };
 
+// Rows of keys and values into the cache.
 struct WriteKv {
-    const void* k;  // [rows, n_kv_heads, head_dim]
-    const void* v;
+    const void* k;  // [rows, n_kv_heads, key_dim]
+    const void* v;  // [rows, n_kv_heads, value_dim]
     void* cache;
     int64_t k_stride;  // values from a row to the next
     int64_t v_stride;
     int64_t block_stride;  // values of the cache
     int64_t n_kv_heads;
-    int64_t head_dim;
+    int64_t key_dim;
+    int64_t value_dim;
+};
+
+// Keys [first, end) of a sequence: what a row sees. None where first >= end.
+struct KeyRange {
+    int64_t first;
+    int64_t end;
+    bool nothing() const { return first >= end; }
 };
 
 // Neighbouring rows of a sequence.
 struct AttentionTile {
     int64_t first_row;
     int64_t n_rows;
-    int64_t first_position;
+    const KeyRange* seen;   // by each of its rows
     const int32_t* blocks;  // the sequence's row of the block table
-    int64_t first_segment;
+    int64_t first_segment;  // those that hold a key that one of its rows sees
     int64_t n_segments;
     int64_t partial;  // its first place in the partial results, by segment; -1: one thread does all segments
 };
 
 struct Attend {
-    const void* q;  // [rows, n_heads, head_dim], dense heads
+    const void* q;  // [rows, n_heads, key_dim], dense heads
     const void* cache;
-    void* y;  // [rows, n_heads, head_dim], dense
+    void* y;            // [rows, n_heads, value_dim], dense
+    const void* sinks;  // [n_heads] in the dtype of q, or null
     int64_t q_stride;
     int64_t block_stride;
     int64_t n_heads;
     int64_t n_kv_heads;
-    int64_t head_dim;
-    int64_t window;  // keys a row sees, itself included; 0: all
+    int64_t key_dim;
+    int64_t value_dim;
     float scale;
+    float soft_cap;  // 0: none
 };
 
 // A row's softmax over some keys: the largest score, the sum of weights, and the weighted values behind them.
@@ -67,7 +78,7 @@ struct PartialHead {
 
 static inline int64_t group_of(const Attend& job) { return job.n_heads / job.n_kv_heads; }
 // Floats of a row's weighted values, with room for whole vectors.
-static inline int64_t padded_dim(const Attend& job) { return (job.head_dim + 31) / 32 * 32; }
+static inline int64_t padded_dim(const Attend& job) { return (job.value_dim + 31) / 32 * 32; }
 static inline int64_t partial_floats(const Attend& job) { return 16 + padded_dim(job); }
 
 }  // namespace headrace

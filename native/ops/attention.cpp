@@ -1,6 +1,7 @@
 #include "ops/attention.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <stdexcept>
 
 #include "core/isa.h"
@@ -15,30 +16,62 @@ constexpr int64_t write_rows = 16;      // of a chunk
 
 }  // namespace
 
-void AttentionPlan::fill(const int64_t* query_starts, const int64_t* seq_lens, int64_t n_seqs, const int32_t* block_table,
-                         int64_t columns, const int64_t* write_index, int64_t window) {
-    window_ = window;
-    blocks_.assign(block_table, block_table + n_seqs * columns);
-    write_index_.assign(write_index, write_index + query_starts[n_seqs]);
+void AttentionPlan::fill(const Step& step) {
+    blocks_.assign(step.block_table, step.block_table + step.n_seqs * step.columns);
+    write_index_.assign(step.write_index, step.write_index + step.n_writes);
+    set_ranges(step);
     tiles_.clear();
-    for (int64_t seq = 0; seq < n_seqs; ++seq) {
-        const int64_t rows = query_starts[seq + 1] - query_starts[seq], start = seq_lens[seq] - rows;
-        if (rows < 0 || start < 0 || seq_lens[seq] > columns * block_tokens)
+    for (int64_t seq = 0; seq < step.n_seqs; ++seq)
+        for (int64_t row = step.query_starts[seq]; row < step.query_starts[seq + 1]; row += attention_tile_rows)
+            add_tile(step, seq, row, std::min(attention_tile_rows, step.query_starts[seq + 1] - row));
+    share_out();
+}
+
+void AttentionPlan::set_ranges(const Step& step) {
+    const int64_t n_rows = step.query_starts[step.n_seqs], keys = step.columns * block_tokens;
+    if (step.ranges) {
+        ranges_.assign(step.ranges, step.ranges + n_rows);
+        for (const KeyRange& range : ranges_)
+            if (!range.nothing() && (range.first < 0 || range.end > keys))
+                throw std::invalid_argument("a row sees keys outside its block table");
+        return;
+    }
+    ranges_.clear();
+    for (int64_t seq = 0; seq < step.n_seqs; ++seq) {
+        const int64_t length = step.seq_lens[seq], rows = step.query_starts[seq + 1] - step.query_starts[seq];
+        if (rows < 0 || rows > length || length > keys)
             throw std::invalid_argument("a row lies outside its sequence, or the block table is too short");
-        for (int64_t row = 0; row < rows; row += attention_tile_rows) {
-            const int64_t n = std::min(attention_tile_rows, rows - row), first = start + row;
-            const int64_t oldest = window ? std::max<int64_t>(0, first + 1 - window) : 0;
-            const int64_t begin = oldest / segment_tokens, end = (first + n - 1) / segment_tokens + 1;
-            tiles_.push_back({query_starts[seq] + row, n, first, blocks_.data() + seq * columns, begin, end - begin, -1});
+        for (int64_t position = length - rows; position < length; ++position) {
+            int64_t first = 0;
+            if (step.window) first = std::max<int64_t>(0, position + 1 - step.window);
+            if (step.chunk) first = position - position % step.chunk;
+            ranges_.push_back({first, position + 1});
         }
     }
+}
+
+void AttentionPlan::add_tile(const Step& step, int64_t seq, int64_t row, int64_t n_rows) {
+    const KeyRange* seen = ranges_.data() + row;
+    int64_t first = INT64_MAX, end = 0;
+    for (int64_t i = 0; i < n_rows; ++i) {
+        if (seen[i].nothing()) continue;
+        first = std::min(first, seen[i].first);
+        end = std::max(end, seen[i].end);
+    }
+    const int64_t first_segment = end ? first / segment_tokens : 0;
+    const int64_t n_segments = (end + segment_tokens - 1) / segment_tokens - first_segment;
+    tiles_.push_back({row, n_rows, seen, blocks_.data() + seq * step.columns, first_segment, n_segments, -1});
+}
+
+// Tiles to threads, and where they are too few, their segments.
+void AttentionPlan::share_out() {
     work_.clear();
     split_.clear();
     partial_rows_ = 0;
     const bool few = int64_t(tiles_.size()) < few_tiles;
     for (int32_t i = 0; i < int32_t(tiles_.size()); ++i) {
         AttentionTile& tile = tiles_[size_t(i)];
-        if (!few || tile.n_segments == 1 || tile.n_segments > most_segments) {
+        if (!few || tile.n_segments <= 1 || tile.n_segments > most_segments) {
             work_.push_back({i, -1});
             continue;
         }
@@ -55,6 +88,7 @@ char* AttentionPlan::memory(int64_t bytes) {
 }
 
 void run(const WriteKv& job, const AttentionPlan* plan, Dtype rows, Dtype cache, int64_t n_rows) {
+    if (n_rows != int64_t(plan->write_index_.size())) throw std::invalid_argument("the plan writes other rows");
     const auto kernel = kernels().attention[int(rows)][int(cache)].write_kv;
     const KvPlaces places{plan->write_index_.data()};
     Pool::instance().each((n_rows + write_rows - 1) / write_rows, [&](int64_t chunk, int) {
@@ -63,12 +97,10 @@ void run(const WriteKv& job, const AttentionPlan* plan, Dtype rows, Dtype cache,
 }
 
 void run(const Attend& job, AttentionPlan* plan, Dtype rows, Dtype cache, int64_t n_rows) {
-    if (n_rows != int64_t(plan->write_index_.size())) throw std::invalid_argument("the plan is of another step");
+    if (n_rows != int64_t(plan->ranges_.size())) throw std::invalid_argument("the plan is of another step");
     const AttentionKernels& table = kernels().attention[int(rows)][int(cache)];
-    Attend here = job;
-    here.window = plan->window_;
     const int64_t group = group_of(job), heads = job.n_kv_heads, row_floats = group * partial_floats(job);
-    const int64_t scratch = (table.scratch_bytes(here) + 63) / 64 * 64, threads = Pool::instance().threads();
+    const int64_t scratch = (table.scratch_bytes(job) + 63) / 64 * 64, threads = Pool::instance().threads();
     const int64_t per_head = plan->partial_rows_ * row_floats;
     char* memory = plan->memory(threads * scratch + heads * per_head * 4);
     float* partials = reinterpret_cast<float*>(memory + threads * scratch);
@@ -81,13 +113,13 @@ void run(const Attend& job, AttentionPlan* plan, Dtype rows, Dtype cache, int64_
         const int64_t head = chunk % heads;
         char* mine = memory + thread * scratch;
         if (work.segment < 0)
-            table.tile(here, tile, head, mine);
+            table.tile(job, tile, head, mine);
         else
-            table.segment(here, tile, head, work.segment, partial_of(tile, head, work.segment), mine);
+            table.segment(job, tile, head, work.segment, partial_of(tile, head, work.segment), mine);
     });
     Pool::instance().each(int64_t(plan->split_.size()) * heads, [&](int64_t chunk, int) {
         const AttentionTile& tile = plan->tiles_[size_t(plan->split_[size_t(chunk / heads)])];
-        table.merge(here, tile, chunk % heads, partial_of(tile, chunk % heads, 0), tile.n_rows * row_floats);
+        table.merge(job, tile, chunk % heads, partial_of(tile, chunk % heads, 0), tile.n_rows * row_floats);
     });
 }
 

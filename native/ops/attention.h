@@ -13,10 +13,22 @@ namespace headrace {
 // by every layer of the group; filling it again keeps its address and its memory.
 class AttentionPlan {
   public:
-    // Copies what it is given. query_starts [n_seqs + 1], seq_lens [n_seqs], block_table [n_seqs, columns],
-    // write_index [rows]; window 0: none. Throws std::invalid_argument when a row lies outside its sequence.
-    void fill(const int64_t* query_starts, const int64_t* seq_lens, int64_t n_seqs, const int32_t* block_table,
-              int64_t columns, const int64_t* write_index, int64_t window);
+    // What fill copies.
+    struct Step {
+        const int64_t* query_starts;  // [n_seqs + 1]
+        const int64_t* seq_lens;      // [n_seqs]
+        int64_t n_seqs;
+        const int32_t* block_table;  // [n_seqs, columns]
+        int64_t columns;
+        const int64_t* write_index;  // [n_writes]
+        int64_t n_writes;
+        int64_t window;           // keys a row sees, itself included; 0: no window
+        int64_t chunk;            // rows see the keys of their own chunk of so many; 0: no chunks
+        const KeyRange* ranges;   // [rows] what each row sees, whatever seq_lens, window and chunk say; or null
+    };
+
+    // Throws std::invalid_argument when a row lies outside its sequence, or sees keys outside its block table.
+    void fill(const Step& step);
 
   private:
     friend void run(const WriteKv&, const AttentionPlan*, Dtype, Dtype, int64_t);
@@ -27,6 +39,9 @@ class AttentionPlan {
         int32_t segment;  // -1: all of them
     };
 
+    void set_ranges(const Step& step);
+    void add_tile(const Step& step, int64_t seq, int64_t row, int64_t n_rows);
+    void share_out();
     char* memory(int64_t bytes);
 
     std::vector<AttentionTile> tiles_;
@@ -34,7 +49,7 @@ class AttentionPlan {
     std::vector<int32_t> split_;  // tiles whose segments are shared out
     std::vector<int32_t> blocks_;
     std::vector<int64_t> write_index_;
-    int64_t window_ = 0;
+    std::vector<KeyRange> ranges_;
     int64_t partial_rows_ = 0;
     std::vector<char> scratch_;
 };

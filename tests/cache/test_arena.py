@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from headrace.cache.arena import arena_for_tokens, plan_arena
 from headrace.cache.groups import group_layers
-from headrace.cache.specs import FullKV, SlidingKV, blocks_of
+from headrace.cache.specs import ChunkedKV, FullKV, SlidingKV, blocks_of
 from headrace.core.errors import ConfigError
 
 FULL = FullKV(n_kv_heads=2, head_dim=16, itemsize=2)
@@ -27,6 +27,23 @@ def test_a_sliding_resume_needs_the_window_of_its_next_row(length: int, first: i
     assert FULL.needed_from(length) == 0
 
 
+@pytest.mark.parametrize(("length", "first"), [(0, 0), (39, 0), (40, 32), (79, 32), (80, 64), (120, 96), (319, 256)])
+def test_a_chunked_resume_needs_what_there_is_of_the_chunk_of_its_next_row(length: int, first: int) -> None:
+    """Chunks of 40 begin at 40, 80, 120 ... 280; blocks at multiples of 32."""
+    assert ChunkedKV(2, 16, 2, chunk=40).needed_from(length) == first
+
+
+@given(chunk=st.integers(1, 200), length=st.integers(1, 400), rows=st.integers(1, 100))
+def test_the_peak_of_a_chunked_group_is_the_most_it_ever_holds(chunk: int, length: int, rows: int) -> None:
+    spec = ChunkedKV(1, 16, 2, chunk)
+    held = [blocks_of(min(length, start + rows)) - spec.needed_from(start) // 32 for start in range(length)]
+    assert (
+        max(held)
+        <= spec.peak_blocks(length, rows)
+        <= 1 + max(blocks_of(start + rows) - spec.needed_from(start) // 32 for start in range(32 * chunk))
+    )
+
+
 @given(window=st.integers(1, 200), length=st.integers(1, 400), rows=st.integers(1, 100))
 def test_the_peak_of_a_sliding_group_is_the_most_it_ever_holds(window: int, length: int, rows: int) -> None:
     spec = SlidingKV(1, 16, 2, window)
@@ -40,6 +57,8 @@ def test_the_peak_of_a_sliding_group_is_the_most_it_ever_holds(window: int, leng
 def test_a_window_holds_at_least_the_row_itself() -> None:
     with pytest.raises(ConfigError, match="window of 0"):
         SlidingKV(1, 16, 2, window=0)
+    with pytest.raises(ConfigError, match="chunks of 0"):
+        ChunkedKV(1, 16, 2, chunk=0)
 
 
 def test_equal_specs_share_a_group() -> None:

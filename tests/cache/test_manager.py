@@ -9,7 +9,7 @@ from headrace.cache.groups import group_layers
 from headrace.cache.lease import BlockLease
 from headrace.cache.manager import CacheManager, CacheOptions
 from headrace.cache.prefix_index import PrefixIndex, chain_key
-from headrace.cache.specs import CacheSpec, FullKV, SlidingKV
+from headrace.cache.specs import CacheSpec, ChunkedKV, FullKV, SlidingKV
 from headrace.core.errors import IntegrityError
 from headrace.core.outputs import MissReason
 from headrace.core.plan import BlockCopy
@@ -105,6 +105,20 @@ def test_a_sliding_layer_needs_its_window_only() -> None:
     manager.retire(lease)
     hit = manager.lookup(None, [*text(300), 1, 2], 301)
     assert (hit.length, hit.first, [len(row) for row in hit.blocks]) == (300, [0, 8], [9, 1])
+
+
+def test_a_chunked_layer_needs_the_chunk_of_the_next_row_only() -> None:
+    """Chunks of 64: at 320 a chunk begins and nothing before it is read; a resume at 300 reads from 256 on."""
+    manager = cache(FULL, ChunkedKV(1, 16, 2, 64))
+    lease = run(manager, text(320))
+    assert lease.first == [0, 10]
+    manager.retire(lease)
+    hit = manager.lookup(None, [*text(300), 1, 2], 301)
+    assert (hit.length, hit.first, [len(row) for row in hit.blocks]) == (300, [0, 8], [9, 1])
+    hit = manager.lookup(None, [*text(320), 1, 2], 321)
+    assert (hit.length, hit.first, [len(row) for row in hit.blocks]) == (320, [0, 10], [10, 0])
+    lease = run(manager, [*text(320), 1, 2])
+    assert lease.first == [0, 10]
 
 
 def test_a_hit_ends_where_every_group_can_resume() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from sim_rig import EOS, STOP, Rig, RigConfig, full, sliding
+from sim_rig import EOS, STOP, Rig, RigConfig, full, in_chunks, sliding
 
 from headrace.cache.manager import CacheOptions
 from headrace.core.pooling import Pooling
@@ -18,6 +18,8 @@ LAYERS = (
     lambda window: (full(),) * 2 + (sliding(window),),
     lambda window: (full(), full(3), sliding(window, 2), sliding(2 * window)),
     lambda window: (sliding(window),),
+    lambda window: (in_chunks(window),) * 3 + (full(),),
+    lambda window: (in_chunks(window), sliding(window + 9)),
 )
 CAPACITY = ("MAX_UTILIZATION",) * 4 + ("GUARANTEED_NO_EVICT", "STATIC_BATCH")
 CHUNKING = ("FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from headrace.cache.specs import FullKV, SlidingKV
+from headrace.cache.specs import ChunkedKV, FullKV, SlidingKV
 from headrace.core.errors import EngineError, ModelError
 from headrace.layers.attention import AttentionShape, PagedAttention, SelfAttention
 from headrace.layers.base import BuildContext, Layer
@@ -16,6 +18,7 @@ from headrace.layers.embedding import Embedding, LMHead
 from headrace.layers.linear import Linear
 from headrace.layers.mlp import GatedMLP, SquaredReLUMLP
 from headrace.layers.norm import HeadNorm, LayerNormPlusOne, NoHeadNorm, RMSNorm
+from headrace.ops.batch import Batch, GroupBatch
 from headrace.ops.table import select_ops
 from headrace.weights.dummy import DummyCheckpoint
 from plain_weights import plain, set_plain
@@ -159,11 +162,17 @@ def test_attention_declares_its_cache():
     assert PagedAttention(half, 2, 12, scale=1.0, window=9).cache_spec == SlidingKV(2, 12, 2, 9)
     wide = BuildContext(ops=CTX.ops, dtype=torch.bfloat16, kv_dtype=torch.float32)
     assert PagedAttention(wide, 2, 12, scale=1.0).cache_spec == FullKV(2, 12, 4)
+    chunks = PagedAttention(CTX, 2, 12, scale=1.0, chunk=64, v_head_dim=8)
+    assert chunks.cache_spec == ChunkedKV(2, 12, 4, 64, v_head_dim=8)
+    # An equal width said twice is the same group.
+    assert PagedAttention(CTX, 2, 12, scale=1.0, v_head_dim=12).cache_spec == FullKV(2, 12, 4)
+    with pytest.raises(EngineError, match="one or the other"):
+        PagedAttention(CTX, 2, 12, scale=1.0, window=8, chunk=64)
 
 
 def test_a_cache_that_does_not_fit_is_refused():
     attention = PagedAttention(CTX, 2, 12, scale=1.0)
-    for wrong in (torch.zeros(3, 2, 1, 32, 12), torch.zeros(3, 2, 2, 32, 13), torch.zeros(3, 2, 2, 32, 12).bfloat16()):
+    for wrong in (torch.zeros(3, 2 * 32 * 12), torch.zeros(3, 2 * 2 * 32 * 12).bfloat16()):
         with pytest.raises(EngineError, match="does not fit"):
             attention.bind_cache(0, wrong)
 
@@ -182,6 +191,53 @@ def test_self_attention_names_the_checkpoint_tensors():
         "l.self_attn.v_proj.bias": (10,),
         "l.self_attn.o_proj.weight": (6, 20),
     }
+
+
+def test_self_attention_with_sinks_a_cap_and_narrow_values_is_its_parts():
+    shape = AttentionShape(6, 4, 2, 8, v_head_dim=5)
+    layer = SelfAttention(CTX, "a", shape, NoHeadNorm(), scale=0.5, soft_cap=2.0, chunk=4, sinks=True, rotated=False)
+    w = fill(layer)
+    layer.attention.bind_cache(0, torch.full((1, 2 * 32 * 13), torch.nan))
+    batch = Batch(
+        *(torch.arange(7), torch.arange(7), torch.tensor([0, 7]), torch.tensor([7])),
+        groups=(GroupBatch(torch.zeros(1, 1, dtype=torch.int32), torch.arange(7)),),
+    )
+    batch.groups[0].metadata = CTX.ops.attention.plan(batch, 0, layer.attention.cache_spec)
+    x = noise(7, 6)
+    q, k, v = (
+        (x @ w[f"a.{name}_proj.weight"].T).view(7, heads, -1).repeat_interleave(4 // heads, 1)
+        for name, heads in (("q", 4), ("k", 2), ("v", 2))
+    )
+    scores = 2.0 * torch.tanh(torch.einsum("qhd,khd->hqk", q, k) * 0.5 / 2.0)
+    row = torch.arange(7)
+    hidden = (row[None] > row[:, None]) | (row[None] // 4 != row[:, None] // 4)
+    scores = torch.cat((scores.masked_fill(hidden, -torch.inf), w["a.sinks"].view(4, 1, 1).expand(4, 7, 1)), 2)
+    mixed = torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., :-1], v)
+    torch.testing.assert_close(layer(x, None, batch), mixed.flatten(1) @ w["a.o_proj.weight"].T)
+
+
+@pytest.mark.parametrize("v_head_dim", [8, 5])
+def test_heads_of_one_row_lie_as_those_of_many(v_head_dim):
+    """A step recorded with one row is replayed with more, over the strides that the one row had."""
+    strides = []
+
+    class Spy:
+        def write(self, k: torch.Tensor, v: torch.Tensor, *_: Any) -> None:
+            strides.append((k.stride(), v.stride()))
+
+        def attend(self, q: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            strides.append(q.stride())
+            return q.new_zeros(q.shape[0], 4, v_head_dim)
+
+    ctx = replace(CTX, ops=replace(CTX.ops, attention=Spy()))
+    shape = AttentionShape(6, 4, 2, 8, v_head_dim=v_head_dim)
+    layer = SelfAttention(ctx, "a", shape, NoHeadNorm(), scale=1.0, rotated=False)
+    fill(layer)
+    layer.attention._group = 0
+    batch = Batch(*(torch.arange(1),) * 4, groups=(GroupBatch(torch.zeros(1, 1), torch.arange(1)),))
+    layer(noise(1, 6), None, batch)
+    layer(noise(3, 6), None, batch)
+    assert strides[:2] == strides[2:]
 
 
 def test_layer_norm_layer():

@@ -146,7 +146,7 @@ def test_random_weights_in_half_precision_run(architecture):
     model.load(DummyCheckpoint({}, shapes, seed=1, zero_centred=model.zero_centred()))
     specs = model.cache_specs()
     layers = [[i for i, spec in enumerate(specs) if spec == kind] for kind in dict.fromkeys(specs)]
-    views = [torch.full((3, len(members), 2, 2, 32, 8), torch.nan, dtype=torch.bfloat16) for members in layers]
+    views = [torch.full((3, len(members), 2 * 2 * 32 * 8), torch.nan, dtype=torch.bfloat16) for members in layers]
     model.bind_cache(layers, views)
     group = [GroupBatch(torch.tensor([[1, 2]], dtype=torch.int32), torch.arange(32, 72)) for _ in layers]
     batch = Batch(torch.arange(40), torch.arange(40), torch.tensor([0, 40]), torch.tensor([40]), tuple(group))
@@ -165,9 +165,9 @@ def test_random_weights_in_half_precision_run(architecture):
 def test_caches_that_do_not_fit_are_refused():
     model = build()
     with pytest.raises(EngineError, match=r"layers without a cache: \[1\]"):
-        model.bind_cache([[0]], [torch.zeros(3, 1, 2, 2, 32, 8)])
+        model.bind_cache([[0]], [torch.zeros(3, 1, 2 * 2 * 32 * 8)])
     with pytest.raises(EngineError, match="group 0 has 2 layers"):
-        model.bind_cache([[0, 1]], [torch.zeros(3, 1, 2, 2, 32, 8)])
+        model.bind_cache([[0, 1]], [torch.zeros(3, 1, 2 * 2 * 32 * 8)])
 
 
 def test_threads_fill_the_same(tmp_path):

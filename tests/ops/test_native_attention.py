@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_oracle import SCALE, Form, forms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.cache.specs import FullKV, SlidingKV
+from headrace.cache.specs import FullKV
 from headrace.core.errors import EngineError
 from headrace.core.plan import BLOCK_TOKENS
 from headrace.ops.batch import Batch, GroupBatch
@@ -28,21 +29,23 @@ weights and output."""
 class Sequences:
     """Random rows of several sequences, and a cache full of garbage that steps write into and read from."""
 
-    def __init__(self, lengths: list[int], window: int | None, n_kv: int, shared: int, dim: int, seed: int = 0,
+    def __init__(self, lengths: list[int], form: Form, n_kv: int, shared: int, dim: int, seed: int = 0,
                  rows: torch.dtype = F32, cache: torch.dtype = F32, garbage: float = torch.nan) -> None:  # fmt: skip
         rng = torch.Generator().manual_seed(seed)
 
-        def noise(length: int, heads: int) -> torch.Tensor:
-            return torch.randn((length, heads, dim), generator=rng).to(rows)
+        def noise(length: int, heads: int, width: int) -> torch.Tensor:
+            return torch.randn((length, heads, width), generator=rng).to(rows)
 
-        self.lengths, self.window, self.shared, self.cache_dtype = lengths, window, shared, cache
-        args = (n_kv, dim, cache.itemsize)
-        self.spec = FullKV(*args) if window is None else SlidingKV(*args, window)
-        self.q = [noise(length, n_kv * shared) for length in lengths]
-        self.k = [noise(length, n_kv) for length in lengths]
-        self.v = [noise(length, n_kv) for length in lengths]
+        self.lengths, self.form, self.cache_dtype = lengths, form, cache
+        self.spec = form.spec(n_kv, dim, cache)
+        self.sinks = form.sinks_of(n_kv * shared, seed, rows)
+        v_dim = form.v_dim or dim
+        self.q = [noise(length, n_kv * shared, dim) for length in lengths]
+        self.k = [noise(length, n_kv, dim) for length in lengths]
+        self.v = [noise(length, n_kv, v_dim) for length in lengths]
         widths = [-(-length // BLOCK_TOKENS) for length in lengths]
-        self.memory = torch.full((1 + sum(widths), N_LAYERS, 2, n_kv, BLOCK_TOKENS, dim), garbage, dtype=cache)
+        numbers = n_kv * BLOCK_TOKENS * (dim + v_dim)
+        self.memory = torch.full((1 + sum(widths), N_LAYERS, numbers), garbage, dtype=cache)
         order = (1 + torch.randperm(sum(widths), generator=rng)).tolist()
         self.table = torch.full((len(lengths), max(widths)), NO_BLOCK, dtype=torch.int32)
         for s, width in enumerate(widths):
@@ -65,11 +68,15 @@ class Sequences:
         )
         q, k, v = (torch.cat([x[s][first:last] for s, first, last in parts]) for x in (self.q, self.k, self.v))
         # As a model hands them over: heads of one wide row.
-        wide = torch.cat((q, k, v), 1)
-        n_q, n_kv = q.shape[1], k.shape[1]
-        q, k, v = wide[:, :n_q], wide[:, n_q : n_q + n_kv], wide[:, n_q + n_kv :]
+        wide = torch.cat([x.flatten(1) for x in (q, k, v)], 1)
+        q, k, v = (
+            part.unflatten(1, x.shape[1:])
+            for part, x in zip(wide.split([x[0].numel() for x in (q, k, v)], 1), (q, k, v), strict=True)
+        )
         metadata = BACKEND.plan(batch, 0, self.spec)
-        out = BACKEND.attend(q, k, v, BACKEND.bind(self.memory[:, 1]), metadata, scale=0.3)
+        cache = BACKEND.bind(self.memory[:, 1], self.spec)
+        BACKEND.write(k, v, cache, metadata)
+        out = BACKEND.attend(q, cache, metadata, scale=SCALE, soft_cap=self.form.soft_cap, sinks=self.sinks)
         assert out.dtype == q.dtype
         return list(out.split([last - first for _, first, last in parts]))
 
@@ -78,13 +85,9 @@ class Sequences:
         return [self.step([(s, 0, length)])[0] for s, length in enumerate(self.lengths)]
 
     def expected(self, s: int) -> torch.Tensor:
-        k, v = (x[s].to(self.cache_dtype).double().repeat_interleave(self.shared, 1) for x in (self.k, self.v))
-        scores = torch.einsum("qhd,khd->hqk", self.q[s].double(), k).mul(0.3)
-        position = torch.arange(self.lengths[s])
-        hidden = position[None] > position[:, None]
-        if self.window is not None:
-            hidden |= position[None] <= position[:, None] - self.window
-        return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+        k, v = (x[s].to(self.cache_dtype) for x in (self.k, self.v))
+        ranges = self.form.ranges(torch.arange(self.lengths[s]))
+        return self.form.expected(self.q[s], k, v, ranges, self.sinks)
 
 
 def cut(sequences: Sequences, seed: int) -> list[torch.Tensor]:
@@ -107,7 +110,7 @@ def cut(sequences: Sequences, seed: int) -> list[torch.Tensor]:
 
 shapes = {
     "lengths": st.lists(st.sampled_from([1, 2, 31, 32, 33, 70, 129, 200, 300]), min_size=1, max_size=4),
-    "window": st.sampled_from([None, 1, 5, 32, 33, 64, 150]),
+    "form": forms,
     "n_kv": st.sampled_from([1, 2, 3]),
     "shared": st.sampled_from([1, 2, 3, 7]),
     "dim": st.sampled_from([4, 12, 20, 24, 32, 40, 64]),
@@ -121,9 +124,9 @@ shapes = {
 @settings(max_examples=40, deadline=None)
 @given(**shapes)
 def test_any_shape_equals_the_oracle_and_garbage_never_leaks(
-    lengths, window, n_kv, shared, dim, rows, cache, garbage, seed
+    lengths, form, n_kv, shared, dim, rows, cache, garbage, seed
 ):
-    case = Sequences(lengths, window, n_kv, shared, dim, seed, rows, cache, garbage)
+    case = Sequences(lengths, form, n_kv, shared, dim, seed, rows, cache, garbage)
     for s, out in enumerate(case.whole()):
         tolerance = max(TOLERANCE[rows], TOLERANCE[cache])
         torch.testing.assert_close(out.double(), case.expected(s), rtol=tolerance, atol=tolerance)
@@ -131,12 +134,12 @@ def test_any_shape_equals_the_oracle_and_garbage_never_leaks(
 
 @settings(max_examples=40, deadline=None)
 @given(**shapes)
-def test_any_cut_into_steps_gives_the_same_bits(lengths, window, n_kv, shared, dim, rows, cache, garbage, seed):
-    whole = Sequences(lengths, window, n_kv, shared, dim, seed, rows, cache, garbage).whole()
+def test_any_cut_into_steps_gives_the_same_bits(lengths, form, n_kv, shared, dim, rows, cache, garbage, seed):
+    whole = Sequences(lengths, form, n_kv, shared, dim, seed, rows, cache, garbage).whole()
     threads = core.native().threads()
     try:
         core.native().set_threads(1 + seed % 3)
-        pieces = cut(Sequences(lengths, window, n_kv, shared, dim, seed, rows, cache, garbage), seed)
+        pieces = cut(Sequences(lengths, form, n_kv, shared, dim, seed, rows, cache, garbage), seed)
     finally:
         core.native().set_threads(threads)
     for one, other in zip(whole, pieces, strict=True):
@@ -145,8 +148,9 @@ def test_any_cut_into_steps_gives_the_same_bits(lengths, window, n_kv, shared, d
 
 def test_many_sequences_at_once_give_the_bits_of_each_alone() -> None:
     lengths = [17 * i % 190 + 1 for i in range(40)]
-    whole = Sequences(lengths, 50, 2, 3, 20, cache=BF16, rows=BF16).whole()
-    case = Sequences(lengths, 50, 2, 3, 20, cache=BF16, rows=BF16)
+    form = Form(window=50, v_dim=24, soft_cap=5.0, sinks=True)
+    whole = Sequences(lengths, form, 2, 3, 20, cache=BF16, rows=BF16).whole()
+    case = Sequences(lengths, form, 2, 3, 20, cache=BF16, rows=BF16)
     for s, length in enumerate(lengths):
         if length > 1:
             case.step([(s, 0, length - 1)])
@@ -155,16 +159,19 @@ def test_many_sequences_at_once_give_the_bits_of_each_alone() -> None:
 
 
 def test_other_layers_and_other_blocks_stay_untouched() -> None:
-    case = Sequences([40], None, 2, 2, 12, garbage=7.0)
+    case = Sequences([40], Form(v_dim=10), 2, 2, 12, garbage=7.0)
     before = case.memory.clone()
     case.step([(0, 0, 3)])
-    assert (case.memory != before).sum() == 3 * 2 * 2 * 12
+    assert (case.memory != before).sum() == 3 * 2 * (12 + 10)
 
 
 def test_a_cache_of_another_layout_is_refused() -> None:
-    good = torch.zeros(4, 2, 3, BLOCK_TOKENS, 8)
-    BACKEND.bind(good)
+    spec = FullKV(3, 8, 4)
+    good = torch.zeros(4, 2 * 3 * BLOCK_TOKENS * 8)
+    BACKEND.bind(good, spec)
     with pytest.raises(EngineError, match="dense blocks"):
-        BACKEND.bind(good.transpose(2, 3))
+        BACKEND.bind(good, FullKV(3, 8, 4, v_head_dim=4))
     with pytest.raises(EngineError, match="native layout"):
-        BACKEND.bind(good.half())
+        BACKEND.bind(good.half(), spec)
+    with pytest.raises(EngineError, match="native layout"):
+        BACKEND.bind(good[:, : 2 * 3 * BLOCK_TOKENS * 7].bfloat16(), FullKV(3, 7, 2))

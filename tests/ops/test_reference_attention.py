@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_oracle import SCALE, Form, forms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.cache.specs import FullKV, SlidingKV
+from headrace.cache.specs import FullKV
 from headrace.core.errors import EngineError
 from headrace.core.plan import BLOCK_TOKENS
 from headrace.ops.batch import Batch, GroupBatch
@@ -18,44 +19,44 @@ N_LAYERS = 3
 NO_BLOCK = 1 << 30
 
 
-def arena(n_blocks: int, n_kv: int, dim: int, padding: int, garbage: float, dtype: torch.dtype) -> torch.Tensor:
-    """A group's cache [n_blocks, N_LAYERS, 2, n_kv, 32, dim] with ``padding`` values between blocks, all garbage."""
-    block = N_LAYERS * 2 * n_kv * BLOCK_TOKENS * dim
-    memory = torch.full((n_blocks * (block + padding),), garbage, dtype=dtype)
-    inner = (2 * n_kv * BLOCK_TOKENS * dim, n_kv * BLOCK_TOKENS * dim, BLOCK_TOKENS * dim, dim, 1)
-    return memory.as_strided((n_blocks, N_LAYERS, 2, n_kv, BLOCK_TOKENS, dim), (block + padding, *inner))
+def arena(n_blocks: int, numbers: int, padding: int, garbage: float, dtype: torch.dtype) -> torch.Tensor:
+    """A group's cache [n_blocks, N_LAYERS, numbers] with ``padding`` values between blocks, all garbage."""
+    block = N_LAYERS * numbers + padding
+    memory = torch.full((n_blocks * block,), garbage, dtype=dtype)
+    return memory.as_strided((n_blocks, N_LAYERS, numbers), (block, numbers, 1))
 
 
 class Case:
     """Sequences with a past in the cache and some new rows each."""
 
-    def __init__(self, rows: list[tuple[int, int]], window: int | None, n_kv: int, shared: int, dim: int, seed: int,
+    def __init__(self, rows: list[tuple[int, int]], form: Form, n_kv: int, shared: int, dim: int, seed: int,
                  padding: int = 0, garbage: float = torch.nan, dtype: torch.dtype = torch.float32) -> None:  # fmt: skip
         rng = torch.Generator().manual_seed(seed)
 
-        def noise(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=rng).to(dtype)
+        def noise(length: int, heads: int, width: int) -> torch.Tensor:
+            return torch.randn((length, heads, width), generator=rng).to(dtype)
 
         self.lengths = [past + new for past, new in rows]
         self.new = [new for _, new in rows]
-        self.window = window
-        self.shared = shared
-        args = (n_kv, dim, dtype.itemsize)
-        self.spec = FullKV(*args) if window is None else SlidingKV(*args, window)
+        self.form = form
+        self.spec = form.spec(n_kv, dim, dtype)
+        self.sinks = form.sinks_of(n_kv * shared, seed, dtype)
+        v_dim = form.v_dim or dim
         self.k = [noise(length, n_kv, dim) for length in self.lengths]
-        self.v = [noise(length, n_kv, dim) for length in self.lengths]
+        self.v = [noise(length, n_kv, v_dim) for length in self.lengths]
         self.q = [noise(new, n_kv * shared, dim) for new in self.new]
         widths = [-(-length // BLOCK_TOKENS) for length in self.lengths]
         n_blocks = 1 + sum(widths)
-        self.cache = arena(n_blocks, n_kv, dim, padding, garbage, dtype)[:, 1]
+        self.cache = arena(n_blocks, n_kv * BLOCK_TOKENS * (dim + v_dim), padding, garbage, dtype)[:, 1]
+        bound = BACKEND.bind(self.cache, self.spec)
         order = (1 + torch.randperm(n_blocks - 1, generator=rng)).tolist()
         # Columns that hold nothing for a sequence name a block that does not exist.
         self.table = torch.full((len(rows), max(widths)), NO_BLOCK, dtype=torch.int32)
         for s, width in enumerate(widths):
             self.table[s, :width] = torch.tensor([order.pop() for _ in range(width)])
             for p in range(self.lengths[s] - self.new[s]):
-                self.cache[self.table[s, p // 32], 0, :, p % 32] = self.k[s][p]
-                self.cache[self.table[s, p // 32], 1, :, p % 32] = self.v[s][p]
+                bound.keys[self.table[s, p // 32], :, p % 32] = self.k[s][p]
+                bound.values[self.table[s, p // 32], :, p % 32] = self.v[s][p]
             first = self.spec.needed_from(self.lengths[s] - self.new[s])
             self.table[s, : first // BLOCK_TOKENS] = NO_BLOCK
 
@@ -75,19 +76,16 @@ class Case:
         new = [(self.k[s][-self.new[s] :], self.v[s][-self.new[s] :]) for s in which]
         k, v = torch.cat([k for k, _ in new]), torch.cat([v for _, v in new])
         q = torch.cat([self.q[s] for s in which])
-        out = BACKEND.attend(q, k, v, BACKEND.bind(self.cache), metadata, scale=0.3)
+        cache = BACKEND.bind(self.cache, self.spec)
+        BACKEND.write(k, v, cache, metadata)
+        sinks = None if self.sinks is None else self.sinks.to(q.dtype)
+        out = BACKEND.attend(q, cache, metadata, scale=SCALE, soft_cap=self.form.soft_cap, sinks=sinks)
         assert out.dtype == q.dtype
         return list(out.split([self.new[s] for s in which]))
 
     def expected(self, s: int) -> torch.Tensor:
-        rows = []
-        for i in range(self.new[s]):
-            p = self.lengths[s] - self.new[s] + i
-            low = 0 if self.window is None else max(0, p - self.window + 1)
-            k, v = (x[s][low : p + 1].double().repeat_interleave(self.shared, 1) for x in (self.k, self.v))
-            weights = torch.einsum("hd,khd->hk", self.q[s][i].double(), k).mul(0.3).softmax(-1)
-            rows.append(torch.einsum("hk,khd->hd", weights, v))
-        return torch.stack(rows)
+        ranges = self.form.ranges(torch.arange(self.lengths[s] - self.new[s], self.lengths[s]))
+        return self.form.expected(self.q[s], self.k[s], self.v[s], ranges, self.sinks)
 
 
 rows_of = st.lists(
@@ -98,7 +96,7 @@ rows_of = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(
     rows=rows_of,
-    window=st.sampled_from([None, 1, 5, 32, 33, 64]),
+    form=forms,
     n_kv=st.sampled_from([1, 2, 3]),
     shared=st.sampled_from([1, 2, 3]),
     dim=st.sampled_from([4, 12, 20]),
@@ -107,32 +105,32 @@ rows_of = st.lists(
     seed=st.integers(0, 1 << 30),
 )
 def test_any_mix_of_rows_equals_the_oracle_and_garbage_never_leaks(
-    rows, window, n_kv, shared, dim, padding, garbage, seed
+    rows, form, n_kv, shared, dim, padding, garbage, seed
 ):
-    case = Case(rows, window, n_kv, shared, dim, seed, padding, garbage)
+    case = Case(rows, form, n_kv, shared, dim, seed, padding, garbage)
     for s, out in enumerate(case.run(list(range(len(rows))))):
         torch.testing.assert_close(out.double(), case.expected(s), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("area", [1 << 6, 1 << 10, 1 << 13])
-@pytest.mark.parametrize("window", [None, 40])
-def test_a_long_chunk_cut_into_tiles_is_the_same(monkeypatch, area, window):
+@pytest.mark.parametrize("form", [Form(), Form(window=40), Form(chunk=40, v_dim=20, sinks=True)])
+def test_a_long_chunk_cut_into_tiles_is_the_same(monkeypatch, area, form):
     monkeypatch.setattr(attention, "MAX_TILE_AREA", area)
-    case = Case([(100, 150), (0, 90), (7, 1)], window, 2, 2, 12, seed=1)
+    case = Case([(100, 150), (0, 90), (7, 1)], form, 2, 2, 12, seed=1)
     for s, out in enumerate(case.run([0, 1, 2])):
         torch.testing.assert_close(out.double(), case.expected(s), rtol=0, atol=2e-5)
 
 
 def test_a_row_does_not_depend_on_strangers_or_their_order():
     rows = [(90, 1), (3, 40), (60, 4), (0, 1), (140, 1)]
-    together = Case(rows, 50, 2, 2, 12, seed=2).run([3, 1, 4, 0, 2])
+    together = Case(rows, Form(window=50), 2, 2, 12, seed=2).run([3, 1, 4, 0, 2])
     for place, s in enumerate([3, 1, 4, 0, 2]):
-        alone = Case(rows, 50, 2, 2, 12, seed=2).run([s])[0]
+        alone = Case(rows, Form(window=50), 2, 2, 12, seed=2).run([s])[0]
         torch.testing.assert_close(together[place], alone, rtol=0, atol=1e-6)
 
 
 def test_keys_of_the_current_rows_are_read_back_in_cache_dtype():
-    case = Case([(0, 20)], None, 1, 1, 16, seed=3, dtype=torch.bfloat16)
+    case = Case([(0, 20)], Form(), 1, 1, 16, seed=3, dtype=torch.bfloat16)
     case.q = [q.float() for q in case.q]
     case.k = [k.float() + 1e-3 for k in case.k]  # not representable in bf16: the oracle must round them first
     out = case.run([0])[0]
@@ -141,18 +139,18 @@ def test_keys_of_the_current_rows_are_read_back_in_cache_dtype():
 
 
 def test_other_layers_and_other_blocks_stay_untouched():
-    case = Case([(40, 3)], None, 2, 2, 12, seed=4, garbage=7.0)
+    case = Case([(40, 3)], Form(v_dim=10), 2, 2, 12, seed=4, garbage=7.0)
     whole = case.cache._base if case.cache._base is not None else case.cache
     before = whole.clone()
     case.run([0])
     changed = (whole != before).nonzero().shape[0]
-    assert changed == 3 * 2 * 2 * 12
+    assert changed == 3 * 2 * (12 + 10)
 
 
 def test_a_cache_of_another_layout_is_refused():
-    good = torch.zeros(4, 2, 3, BLOCK_TOKENS, 8)
-    BACKEND.bind(good)
-    with pytest.raises(EngineError, match="dense blocks"):
-        BACKEND.bind(good.transpose(2, 3))
-    with pytest.raises(EngineError, match="dense blocks"):
-        BACKEND.bind(torch.zeros(4, 2, 3, 16, 8))
+    spec = FullKV(3, 8, 4)
+    good = torch.zeros(4, 2 * 3 * BLOCK_TOKENS * 8)
+    BACKEND.bind(good, spec)
+    for wrong in (good[:, ::2], good[:, 1:], good.view(4, 2, -1)):
+        with pytest.raises(EngineError, match="dense blocks"):
+            BACKEND.bind(wrong, spec)

@@ -11,7 +11,6 @@ from typing import Protocol
 import torch
 
 from headrace.cache.groups import group_layers
-from headrace.cache.specs import SlidingKV
 from headrace.core.plan import BLOCK_TOKENS
 from headrace.layers.base import BuildContext
 from headrace.models.base import Model
@@ -103,8 +102,8 @@ class ModelRun:
         n_blocks = 1 + sum((len(prompt) + max_tokens) // BLOCK_TOKENS + 1 for prompt in prompts)
         views = []
         for group in self.groups:
-            shape = (n_blocks, len(group.layers), 2, group.spec.n_kv_heads, BLOCK_TOKENS, group.spec.head_dim)
-            views.append(torch.full(shape, torch.nan, dtype=self.dtype))
+            numbers = BLOCK_TOKENS * group.spec.bytes_per_token // self.dtype.itemsize
+            views.append(torch.full((n_blocks, len(group.layers), numbers), torch.nan, dtype=self.dtype))
         self.model.bind_cache([group.layers for group in self.groups], views)
         free = [self._random.sample(range(1, n_blocks), n_blocks - 1) for _ in self.groups]
         return [_Sequence(list(prompt), len(prompt), [[] for _ in self.groups]) for prompt in prompts], free
@@ -132,8 +131,7 @@ class ModelRun:
                 mine = sequence.tables[index]
                 mine += [free[index].pop() for _ in range(-(-taken.stop // BLOCK_TOKENS) - len(mine))]
                 table[line, : len(mine)] = torch.tensor(mine)
-                if isinstance(group.spec, SlidingKV):
-                    table[line, : group.spec.needed_from(taken.start) // BLOCK_TOKENS] = 0
+                table[line, : group.spec.needed_from(taken.start) // BLOCK_TOKENS] = 0
             where = [
                 sequence.tables[index][p // BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS
                 for sequence, taken in zip(running, rows, strict=True)

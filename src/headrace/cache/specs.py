@@ -5,6 +5,7 @@ A new kind of memory is a new dataclass with the members of ``CacheSpec``; nothi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,10 @@ class CacheSpec(Protocol):
     @property
     def keeps_all(self) -> bool:
         """True if every position needs all positions before it, so that a prefix with a hole is worth nothing."""
+        ...
+
+    def reads_from(self, position: int) -> int:
+        """First position that the row at ``position`` reads."""
         ...
 
     def needed_from(self, length: int) -> int:
@@ -53,6 +58,9 @@ class FullKV:
     def keeps_all(self) -> bool:
         return True
 
+    def reads_from(self, position: int) -> int:
+        return 0
+
     def needed_from(self, length: int) -> int:
         return 0
 
@@ -82,8 +90,11 @@ class SlidingKV:
     def keeps_all(self) -> bool:
         return False
 
+    def reads_from(self, position: int) -> int:
+        return max(0, position - self.window + 1)
+
     def needed_from(self, length: int) -> int:
-        return max(0, length - self.window + 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        return _block_border(self.reads_from(length))
 
     def peak_blocks(self, length: int, rows: int) -> int:
         # The worst place for a span of tokens is one that begins with the last token of a block.
@@ -119,9 +130,52 @@ class LatentKV:
         return blocks_of(length)
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkedKV:
+    """Keys and values of the chunk of ``chunk`` positions that a row is in: row p reads p - p % chunk .. p."""
+
+    n_kv_heads: int
+    head_dim: int
+    itemsize: int
+    chunk: int
+    v_head_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise ConfigError(f"attention chunks of {self.chunk} tokens; they must hold at least the row's own token")
+
+    @property
+    def bytes_per_token(self) -> int:
+        return _kv_bytes(self.n_kv_heads, self.head_dim, self.v_head_dim, self.itemsize)
+
+    @property
+    def keeps_all(self) -> bool:
+        return False
+
+    def reads_from(self, position: int) -> int:
+        return position - position % self.chunk
+
+    def needed_from(self, length: int) -> int:
+        return _block_border(self.reads_from(length))
+
+    def peak_blocks(self, length: int, rows: int) -> int:
+        # The worst rows begin with the last of a chunk; the worst chunk begins furthest behind a block border.
+        span = self.chunk - 1 + rows
+        behind = BLOCK_TOKENS - math.gcd(self.chunk, BLOCK_TOKENS)
+        return min(blocks_of(length), blocks_of(behind + span))
+
+
+KVSpec = FullKV | SlidingKV | ChunkedKV
+"""Keys and values of a position, for each KV head: what an attention backend reads."""
+
+
 def blocks_of(n_tokens: int) -> int:
     """Blocks that hold ``n_tokens`` tokens from a block border on."""
     return -(-n_tokens // BLOCK_TOKENS)
+
+
+def _block_border(position: int) -> int:
+    return position // BLOCK_TOKENS * BLOCK_TOKENS
 
 
 def _kv_bytes(n_kv_heads: int, head_dim: int, v_head_dim: int | None, itemsize: int) -> int:

@@ -63,8 +63,8 @@ def _model_facts(name: str) -> dict[str, Any]:
 
 def _kind(spec: Any) -> str:
     """``SlidingKV: 4 KV heads of 64, window 512``."""
-    window = f", window {spec.window}" if hasattr(spec, "window") else ""
-    return f"{type(spec).__name__}: {spec.n_kv_heads} KV heads of {spec.head_dim}{window}"
+    reach = "".join(f", {name} {getattr(spec, name)}" for name in ("window", "chunk") if hasattr(spec, name))
+    return f"{type(spec).__name__}: {spec.n_kv_heads} KV heads of {spec.head_dim}{reach}"
 
 
 def _facts_table(facts: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from headrace.cache.specs import CacheSpec, SlidingKV
+from headrace.cache.specs import CacheSpec
 from headrace.core.plan import BLOCK_TOKENS, SlotInit, TokenLogprobs
 from headrace.core.pooling import Pooling
 
@@ -39,10 +39,7 @@ class SimModel:
 
     def digest(self, token: int, position: int, read: Reader) -> int:
         """What position ``position`` writes into every group."""
-        seen = [
-            read(group, max(0, position - spec.window + 1) if isinstance(spec, SlidingKV) else 0, position)
-            for group, spec in enumerate(self.specs)
-        ]
+        seen = [read(group, spec.reads_from(position), position) for group, spec in enumerate(self.specs)]
         return mix(token, position, *seen)
 
     def draw(self, digest: int, n_known: int, init: SlotInit) -> int:

@@ -7,52 +7,70 @@ from typing import Any
 
 import torch
 
-from headrace.cache.specs import CacheSpec, FullKV, SlidingKV
+from headrace.cache.specs import ChunkedKV, FullKV, KVSpec, SlidingKV
 from headrace.core.errors import EngineError
 from headrace.ops.batch import Batch
 
-from .base import BuildContext, Layer
-from .linear import Linear
+from .base import BuildContext, Layer, Parameter, stacked
+from .linear import NO_BIAS, Linear, NoBias
 
 
 class PagedAttention(Layer):
-    """Causal attention, and the cache that it wants. It reads its group's metadata; a model never sees that.
+    """Attention, and the cache that it wants. It reads its group's metadata; a model never sees that.
 
     Args:
         window: keys that a row sees, itself included; None: all.
+        chunk: rows see keys of their own chunk of so many positions only; None: no chunks. Not with a window.
         scale: factor of the scores.
+        soft_cap: cap of the scores; None: none.
     """
 
     def __init__(
-        self, ctx: BuildContext, n_kv_heads: int, head_dim: int, *, scale: float, window: int | None = None
+        self,
+        ctx: BuildContext,
+        n_kv_heads: int,
+        head_dim: int,
+        *,
+        scale: float,
+        window: int | None = None,
+        chunk: int | None = None,
+        v_head_dim: int | None = None,
+        soft_cap: float | None = None,
     ) -> None:
-        itemsize = ctx.cache_dtype.itemsize
-        self.cache_spec: CacheSpec = (
-            FullKV(n_kv_heads=n_kv_heads, head_dim=head_dim, itemsize=itemsize)
-            if window is None
-            else SlidingKV(n_kv_heads=n_kv_heads, head_dim=head_dim, itemsize=itemsize, window=window)
-        )
+        if window is not None and chunk is not None:
+            raise EngineError(f"a layer with a window ({window}) and chunks ({chunk}): it has one or the other")
+        args = (n_kv_heads, head_dim, ctx.cache_dtype.itemsize)
+        wide = None if v_head_dim == head_dim else v_head_dim
+        self.cache_spec: KVSpec = FullKV(*args, wide)
+        if window is not None:
+            self.cache_spec = SlidingKV(*args, window, wide)
+        elif chunk is not None:
+            self.cache_spec = ChunkedKV(*args, chunk, wide)
         self._backend = ctx.ops.attention
         self._dtype = ctx.cache_dtype
         self._scale = scale
+        self._soft_cap = soft_cap
         self._group = -1
         self._cache: Any = None
 
     def bind_cache(self, group: int, cache: torch.Tensor) -> None:
-        """``cache``: [n_blocks, 2, n_kv_heads, 32, head_dim] in the cache dtype, a view of the arena.
+        """``cache``: [n_blocks, numbers of 32 tokens] in the cache dtype, a view of the arena.
 
         Raises EngineError when it is of another kind.
         """
-        spec = self.cache_spec
-        if cache.dtype != self._dtype or (cache.shape[2], cache.shape[4]) != (spec.n_kv_heads, spec.head_dim):
-            raise EngineError(f"a cache of {tuple(cache.shape)} {cache.dtype} does not fit {spec} in {self._dtype}")
+        if cache.dtype != self._dtype:
+            raise EngineError(f"a cache in {cache.dtype} does not fit {self.cache_spec} in {self._dtype}")
         self._group = group
-        self._cache = self._backend.bind(cache)
+        self._cache = self._backend.bind(cache, self.cache_spec)
 
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """q [T, n_heads, head_dim], k and v [T, n_kv_heads, head_dim] -> [T, n_heads, head_dim]."""
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, sinks: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """q [T, n_heads, head_dim], k [T, n_kv_heads, head_dim], v [T, n_kv_heads, v_head_dim], sinks [n_heads] or None
+        -> [T, n_heads, v_head_dim]."""
         metadata = batch.groups[self._group].metadata
-        return self._backend.attend(q, k, v, self._cache, metadata, scale=self._scale)
+        self._backend.write(k, v, self._cache, metadata)
+        return self._backend.attend(q, self._cache, metadata, scale=self._scale, soft_cap=self._soft_cap, sinks=sinks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +81,8 @@ class AttentionShape:
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    v_head_dim: int | None = None
+    """Width of a value head where it differs from the key's."""
 
 
 class SelfAttention(Layer):
@@ -74,6 +94,7 @@ class SelfAttention(Layer):
         rotated: whether queries and keys are turned by their position; False: this layer knows no positions (NoPE).
         bias, out_bias: whether q, k, v and the output projection have a bias.
         fused: the checkpoint has q, k and v as one tensor, ``qkv_proj``, in this order.
+        sinks: the checkpoint has a sink for each head, ``sinks``.
     """
 
     def __init__(
@@ -85,29 +106,46 @@ class SelfAttention(Layer):
         *,
         scale: float,
         window: int | None = None,
+        chunk: int | None = None,
+        soft_cap: float | None = None,
         rotated: bool = True,
         bias: bool = False,
         out_bias: bool = False,
         fused: bool = False,
+        sinks: bool = False,
     ) -> None:
         self._n_heads, self._n_kv_heads, self._head_dim = shape.n_heads, shape.n_kv_heads, shape.head_dim
-        q_size, kv_size = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        self._v_head_dim = shape.v_head_dim or shape.head_dim
+        q_size, k_size = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        v_size = shape.n_kv_heads * self._v_head_dim
         names = ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj")
-        sizes = (q_size + 2 * kv_size,) if fused else (q_size, kv_size, kv_size)
+        sizes = (q_size + k_size + v_size,) if fused else (q_size, k_size, v_size)
         self.qkv = Linear(ctx, tuple(f"{name}.{part}" for part in names), shape.hidden_size, sizes, bias=bias)
         self.head_norm = head_norm
         self._rope = ctx.ops.rope if rotated else _as_they_are
-        self.attention = PagedAttention(ctx, shape.n_kv_heads, shape.head_dim, scale=scale, window=window)
-        out_name = (f"{name}.o_proj",)
-        self.out = Linear(ctx, out_name, q_size, (shape.hidden_size,), bias=out_bias, parts=shape.n_heads)
+        n_heads, sink = shape.n_heads, stacked((f"{name}.sinks",), (shape.n_heads,))
+        self.sinks: Parameter | NoBias = Parameter(ctx, (n_heads,), sink) if sinks else NO_BIAS
+        self.attention = PagedAttention(
+            ctx, shape.n_kv_heads, shape.head_dim, scale=scale, window=window, chunk=chunk,
+            v_head_dim=self._v_head_dim, soft_cap=soft_cap,
+        )  # fmt: skip
+        out_name, mixed_size = (f"{name}.o_proj",), shape.n_heads * self._v_head_dim
+        self.out = Linear(ctx, out_name, mixed_size, (shape.hidden_size,), bias=out_bias, parts=shape.n_heads)
 
     def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]; ``angles`` come from the rope of this layer."""
-        turning = self._n_heads + self._n_kv_heads
-        heads = self.qkv(x).view(-1, turning + self._n_kv_heads, self._head_dim)
-        qk = self._rope(self.head_norm(heads[:, :turning]), angles)
-        mixed = self.attention(qk[:, : self._n_heads], qk[:, self._n_heads :], heads[:, turning:], batch)
-        return self.out(mixed.flatten(1))
+        n_heads, turning = self._n_heads, self._n_heads + self._n_kv_heads
+        heads = self.qkv(x)
+        qk = _heads(heads, 0, turning, self._head_dim)
+        v = _heads(heads, turning * self._head_dim, self._n_kv_heads, self._v_head_dim)
+        qk = self._rope(self.head_norm(qk), angles)
+        return self.out(self.attention(qk[:, :n_heads], qk[:, n_heads:], v, batch, self.sinks.data).flatten(1))
+
+
+def _heads(x: torch.Tensor, first: int, n_heads: int, head_dim: int) -> torch.Tensor:
+    """[T, n_heads, head_dim] from column ``first`` on. Rows keep their distance even where there is just one of them:
+    a step recorded with one row is replayed with more."""
+    return x.as_strided((x.shape[0], n_heads, head_dim), (x.stride(0), head_dim, 1), x.storage_offset() + first)
 
 
 def _as_they_are(heads: torch.Tensor, angles: Any) -> torch.Tensor:

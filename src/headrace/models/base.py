@@ -70,8 +70,9 @@ class Model(Protocol):
 
         Args:
             layers: for each cache group, the indices into ``cache_specs()`` that are in it.
-            views: for each group, [n_blocks, n_layers_of_group, 2, n_kv_heads, 32, head_dim] over the arena, in the
-                cache dtype. Any block stride will do; what lies within a block must be dense.
+            views: for each group, [n_blocks, n_layers_of_group, n] over the arena, in the cache dtype: n numbers, as
+                many as the spec says for 32 tokens of a layer. Any block stride will do; a layer's share of a block
+                must be dense.
 
         Raises:
             EngineError: a view does not fit its layers, or a layer is left without a cache.
@@ -154,7 +155,7 @@ class Decoder(Layer):
         attentions = self._attentions()
         bound: set[int] = set()
         for group, (members, view) in enumerate(zip(layers, views, strict=True)):
-            if view.dim() != 6 or view.shape[1] != len(members):
+            if view.dim() != 3 or view.shape[1] != len(members):
                 raise EngineError(f"group {group} has {len(members)} layers, its cache has shape {tuple(view.shape)}")
             for place, layer in enumerate(members):
                 attentions[layer].bind_cache(group, view[:, place])

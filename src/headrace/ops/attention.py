@@ -1,4 +1,4 @@
-"""The contract of an attention backend: plan once a step, attend once a layer."""
+"""The contract of an attention backend: plan once a step; write keys and attend once a layer."""
 
 from __future__ import annotations
 
@@ -6,30 +6,51 @@ from typing import Any, Protocol
 
 import torch
 
-from headrace.cache.specs import CacheSpec
+from headrace.cache.specs import CacheSpec, KVSpec
 from headrace.core.errors import EngineError
 from headrace.core.plan import BLOCK_TOKENS
 
-from .batch import Batch
+from .batch import Batch, GroupBatch
 
 
-def check_layout(kv_cache: torch.Tensor) -> None:
-    """Raises EngineError unless the cache is [n_blocks, 2, n_kv_heads, 32, head_dim] with dense blocks."""
-    _, two, n_kv_heads, block, head_dim = kv_cache.shape
-    dense = (n_kv_heads * block * head_dim, block * head_dim, head_dim, 1)
-    if (two, block) != (2, BLOCK_TOKENS) or kv_cache.stride()[1:] != dense:
+def value_dim(spec: KVSpec) -> int:
+    """Width of a value head."""
+    return spec.head_dim if spec.v_head_dim is None else spec.v_head_dim
+
+
+def check_layout(kv_cache: torch.Tensor, spec: KVSpec) -> None:
+    """Raises EngineError unless the cache is [n_blocks, 32 tokens of ``spec``] with dense blocks."""
+    numbers = spec.n_kv_heads * BLOCK_TOKENS * (spec.head_dim + value_dim(spec))
+    if kv_cache.dim() != 2 or kv_cache.shape[1] != numbers or kv_cache.stride(1) != 1:
         raise EngineError(
-            f"a layer's cache must be [n_blocks, 2, n_kv_heads, {BLOCK_TOKENS}, head_dim] with dense blocks, got"
-            f" shape {tuple(kv_cache.shape)}, strides {kv_cache.stride()}"
+            f"a cache of {tuple(kv_cache.shape)}, strides {kv_cache.stride()}, does not fit {spec}:"
+            f" it must be [n_blocks, {numbers}] with dense blocks"
         )
 
 
-class AttentionBackend(Protocol):
-    """Causal attention over a paged cache. Stateless: everything it needs comes in with the call."""
+def check_ranges(part: GroupBatch, n_rows: int) -> torch.Tensor:
+    """``part.key_ranges``, dense. Raises EngineError for another shape or dtype, or keys that the table has not."""
+    ranges = part.key_ranges
+    assert ranges is not None
+    if ranges.shape != (n_rows, 2) or ranges.dtype != torch.int64:
+        raise EngineError(f"key_ranges must be [{n_rows}, 2] int64, got {tuple(ranges.shape)} {ranges.dtype}")
+    keys = part.block_table.shape[1] * BLOCK_TOKENS
+    seen = ranges[ranges[:, 0] < ranges[:, 1]]
+    if len(seen) and (int(seen.min()) < 0 or int(seen.max()) > keys):
+        raise EngineError(f"key_ranges name keys {int(seen.min())} .. {int(seen.max()) - 1}, the table has {keys}")
+    return ranges.contiguous()
 
-    def bind(self, kv_cache: torch.Tensor) -> Any:
-        """Takes a layer's cache ``[n_blocks, 2, n_kv_heads, 32, head_dim]`` (0 keys, 1 values; any block stride, a
-        block's share contiguous) and returns what ``attend`` wants for it. The memory stays the caller's.
+
+class AttentionBackend(Protocol):
+    """Attention over a paged cache. Stateless: everything it needs comes in with the call."""
+
+    def bind(self, kv_cache: torch.Tensor, spec: KVSpec) -> Any:
+        """Takes a layer's cache and returns what ``write`` and ``attend`` want for it. The memory stays the caller's.
+
+        Args:
+            kv_cache: [n_blocks, numbers of 32 tokens]: room for keys of all KV heads, then values of all KV heads; any
+                block stride, a block's share dense. How the numbers lie in there is the backend's affair.
+            spec: heads and their widths; keys and values may differ in width.
 
         Raises EngineError when the layout is another one.
         """
@@ -37,24 +58,67 @@ class AttentionBackend(Protocol):
 
     def plan(self, batch: Batch, group: int, spec: CacheSpec) -> Any:
         """The metadata of one cache group for one step. Pure; whoever gathers the batch calls it once a group and
-        stores the result in ``batch.groups[group].metadata``. Every row must lie inside its sequence's length."""
+        stores the result in ``batch.groups[group].metadata``.
+
+        Which keys a row sees is decided here: ``key_ranges`` of the group where they are given. Else the row at
+        position p sees keys ``spec.reads_from(p) <= key <= p`` of its sequence: all, a window, or its chunk. Every
+        row must then lie inside its sequence's length.
+        """
+        ...
+
+    def write(self, k: torch.Tensor, v: torch.Tensor, kv_cache: Any, metadata: Any) -> None:
+        """Writes keys and values to the places ``write_index`` of the group.
+
+        Args:
+            k, v: [len(write_index), n_kv_heads, width of a key or value head].
+            kv_cache: from ``bind``.
+            metadata: from ``plan``, for the group of this layer.
+        """
         ...
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv_cache: Any, metadata: Any, *, scale: float
+        self,
+        q: torch.Tensor,
+        kv_cache: Any,
+        metadata: Any,
+        *,
+        scale: float,
+        soft_cap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Writes the rows' keys and values into the cache, then attends over the cache.
+        """Each row's weighted values of the keys that it sees.
 
         Args:
             q: [T, n_heads, head_dim]; n_heads is a multiple of n_kv_heads, neighbours share a KV head.
-            k, v: [T, n_kv_heads, head_dim].
-            kv_cache: from ``bind``.
-            metadata: from ``plan``, for the group of this layer; it carries the window.
+            kv_cache, metadata: as for ``write``. What this step writes, it writes before.
             scale: factor of the scores.
+            soft_cap: c; scores s = scale * q.k become c * tanh(s / c) (Gemma 2).
+            sinks: [n_heads] in the dtype of q; a head's weights are exp(s) / (sum of exp(s) + exp(sink)) (GPT-OSS).
 
         Returns:
-            [T, n_heads, head_dim] in the dtype of q. A row at position p sees the keys of its own sequence at
-            positions ``p - window < key <= p`` (no lower bound without a window), read back from the cache in cache
-            dtype, and nothing else: whatever lies in other places of a block, Inf and NaN included, has no effect.
+            [T, n_heads, v_head_dim] in the dtype of q. A row sees its keys as they lie in the cache, in cache dtype,
+            and nothing else: whatever lies in other places of a block, Inf and NaN included, has no effect. A row that
+            sees no key gives zeros.
         """
         ...
+
+
+class EncoderAttention(Protocol):
+    """Attention without a cache: the rows of a sequence see all rows of it, those after them too."""
+
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, *, scale: float
+    ) -> torch.Tensor:
+        """q [T, n_heads, head_dim], k [T, n_kv_heads, head_dim], v [T, n_kv_heads, v_head_dim], starts [S + 1] int64 on
+        the host: sequence s is rows starts[s] : starts[s + 1], T of them in all -> [T, n_heads, v_head_dim] in the
+        dtype of q. n_heads is a multiple of n_kv_heads, neighbours share a KV head.
+
+        Raises EngineError when ``starts`` does not begin with 0, falls, or does not end with T.
+        """
+        ...
+
+
+def check_starts(starts: torch.Tensor, n_rows: int) -> None:
+    """Raises EngineError as ``EncoderAttention`` says."""
+    if int(starts[0]) != 0 or int(starts[-1]) != n_rows or bool((starts.diff() < 0).any()):
+        raise EngineError(f"starts must rise from 0 to the {n_rows} rows, got {starts.tolist()}")

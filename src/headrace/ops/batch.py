@@ -19,7 +19,12 @@ class GroupBatch:
     """[S, max_blocks] int32: block ids of each sequence, position p is in column p // 32.   by: runner
     Columns outside a sliding window, or beyond the sequence, hold anything."""
     write_index: torch.Tensor
-    """[T] int64: block id * 32 + position % 32, where each row's key and value go.   by: runner"""
+    """[T] int64: block id * 32 + position % 32, where each row's key and value go; for a group whose keys are not the
+    rows' own, one for each key that is written in this step.   by: runner"""
+    key_ranges: torch.Tensor | None = None
+    """[T, 2] int64 on the host: each row sees keys [first, end) of its sequence's table, none where first >= end.
+    None: those that the spec of the group says, up to the row's own. Given where rows see keys after their own (spans
+    of an image), or keys that are not their own sequence's tokens (cross-attention).   by: runner"""
     metadata: Any = None
     """Opaque to models.   by: the attention backend's plan(), once a group and step"""
 

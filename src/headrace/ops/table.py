@@ -15,7 +15,7 @@ import torch
 
 from headrace.core.errors import ConfigError, did_you_mean
 
-from .attention import AttentionBackend
+from .attention import AttentionBackend, EncoderAttention
 from .linear import LinearOps
 from .moe import ExpertOps, Routing
 
@@ -65,6 +65,7 @@ class Ops:
     sigmoid_top_k: Callable[..., Routing]
     experts: ExpertOps
     attention: AttentionBackend
+    encoder_attention: EncoderAttention
     chosen: Mapping[str, str] = field(default_factory=dict)
     """Operator name -> implementation name, for reports."""
 
@@ -96,6 +97,10 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "sigmoid_top_k": (_native("moe", "sigmoid_top_k"), _reference("moe", "sigmoid_top_k")),
     "experts": (_native("moe", "EXPERTS"), _reference("moe", "EXPERTS")),
     "attention": (_native("attention", "BACKEND"), _reference("attention", "BACKEND")),
+    "encoder_attention": (
+        _native("attention", "encoder_attention"),
+        _reference("attention", "encoder_attention"),
+    ),
 }
 """Operator name -> implementations, the preferred one first."""
 

@@ -135,14 +135,13 @@ def _sampler(wanted: str, n_slots: int, vocab_size: int) -> tuple[str, Sampler]:
 
 
 def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], dtype: torch.dtype) -> list[torch.Tensor]:
-    """The arena, once per group: [n_blocks, n_layers, 2, n_kv_heads, 32, head_dim]. Pages are taken when written."""
+    """The arena, once per group: [n_blocks, n_layers, numbers of a layer's block]. Pages are taken when written."""
     arena = huge_zeros(layout.nbytes).view(dtype)
     views = []
     for group, cut in zip(groups, layout.groups, strict=True):
-        shape = (len(group.layers), 2, group.spec.n_kv_heads, BLOCK_TOKENS, group.spec.head_dim)
-        dense = torch.empty(shape, device="meta").stride()
-        stride = cut.stride_bytes // dtype.itemsize
-        views.append(arena.as_strided((layout.n_blocks(group.index), *shape), (stride, *dense)))
+        numbers = BLOCK_TOKENS * group.spec.bytes_per_token // dtype.itemsize
+        shape = (layout.n_blocks(group.index), len(group.layers), numbers)
+        views.append(arena.as_strided(shape, (cut.stride_bytes // dtype.itemsize, numbers, 1)))
     return views
 
 

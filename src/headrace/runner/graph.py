@@ -104,7 +104,7 @@ class _Recording:
         self._positions[:n].copy_(batch.positions)
         before = self._groups or (None,) * len(batch.groups)
         self._groups = tuple(
-            GroupBatch(part.block_table, part.write_index, None if last is None else last.metadata)
+            GroupBatch(part.block_table, part.write_index, part.key_ranges, None if last is None else last.metadata)
             for part, last in zip(batch.groups, before, strict=True)
         )
         return Batch(self._ids[:n], self._positions[:n], batch.query_starts, batch.seq_lens, self._groups)

@@ -8,6 +8,7 @@ like key count, so that any mix of decode rows, chunks and draft rows is a handf
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from typing import NamedTuple
 
 import torch
 
-from headrace.cache.specs import CacheSpec, SlidingKV
+from headrace.cache.specs import CacheSpec, KVSpec, blocks_of
 from headrace.core.plan import BLOCK_TOKENS
-from headrace.ops.attention import check_layout
+from headrace.ops.attention import check_layout, check_ranges, check_starts, value_dim
 from headrace.ops.batch import Batch
 
 MAX_TILE_AREA = 1 << 20
@@ -28,22 +29,25 @@ MAX_TILE_AREA = 1 << 20
 class PagedKV:
     """A layer's cache, seen as lines of ``unit`` values: what an index reaches in one gather for keys and values."""
 
-    cache: torch.Tensor
-    """[n_blocks, 2, n_kv_heads, 32, head_dim], where rows are written."""
+    keys: torch.Tensor
+    """[n_blocks, n_kv_heads, 32, head_dim], where rows are written."""
+    values: torch.Tensor
+    """[n_blocks, n_kv_heads, 32, v_head_dim]."""
     lines: torch.Tensor
     """[n, unit], from the layer's first value on; lines of other layers lie in between."""
     unit: int
-    """Divides both the block stride and 32 * head_dim."""
+    """Divides the block stride and what a head takes of a block, as keys and as values."""
     block_lines: int
     """Lines from a block to the next."""
 
     @property
     def n_kv_heads(self) -> int:
-        return self.cache.shape[2]
+        return self.keys.shape[1]
 
     @property
-    def head_dim(self) -> int:
-        return self.cache.shape[4]
+    def widths(self) -> tuple[int, int]:
+        """Of a key head and of a value head."""
+        return self.keys.shape[3], self.values.shape[3]
 
 
 @dataclass(slots=True)
@@ -61,21 +65,26 @@ class Tile:
     dead: torch.Tensor
     """int64: places in P * 32 * B that no row of the piece may see. Their values are set to zero, because a masked
     weight of zero times a stale Inf or NaN would not be zero."""
+    has_blind: bool
+    """Whether a row sees none of the tile's keys."""
     _places: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def places(self, kv: PagedKV) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lines of keys and values in the order [2, P, n_kv_heads, 32 * B, head_dim], and ``dead`` for values in the
-        order [P, n_kv_heads, 32 * B]. Made for the first layer of a group: they are equal for all of them."""
+        """Lines of keys in the order [P, n_kv_heads, 32 * B, head_dim] and then of values alike, and ``dead`` for
+        values in the order [P, n_kv_heads, 32 * B]. Made for the first layer of a group: they are equal for all."""
         if self._places is None:
             device = self.blocks.device
-            per_head = BLOCK_TOKENS * kv.head_dim // kv.unit
-            heads = torch.arange(2 * kv.n_kv_heads, device=device).view(2, 1, kv.n_kv_heads, 1, 1)
-            first = self.blocks[None, :, None, :, None] * kv.block_lines + heads * per_head
-            lines = (first + torch.arange(per_head, device=device)).flatten()
+            head = torch.arange(kv.n_kv_heads, device=device)
+            lines, before = [], 0
+            for width in kv.widths:
+                per_head = BLOCK_TOKENS * width // kv.unit
+                of_head = before + head.view(1, -1, 1, 1) * per_head
+                first = self.blocks[:, None, :, None] * kv.block_lines + of_head
+                lines.append((first + torch.arange(per_head, device=device)).flatten())
+                before += kv.n_kv_heads * per_head
             keys = self.hidden.shape[-1]
             piece, place = self.dead[:, None] // keys, self.dead[:, None] % keys
-            head = torch.arange(kv.n_kv_heads, device=device)
-            self._places = lines, ((piece * kv.n_kv_heads + head) * keys + place).flatten()
+            self._places = torch.cat(lines), ((piece * kv.n_kv_heads + head) * keys + place).flatten()
         return self._places
 
 
@@ -84,85 +93,114 @@ class Metadata:
     """One group's plan of a step."""
 
     write_block: torch.Tensor
-    """[T] int64."""
+    """int64, one for each key that the step writes."""
     write_place: torch.Tensor
-    """[T] int64: place in the block."""
+    """int64: place in the block."""
     tiles: tuple[Tile, ...]
 
 
 class _Piece(NamedTuple):
-    """Neighbouring rows of a sequence, and the blocks that they see."""
+    """Neighbouring rows of a sequence, and the blocks that they see, at least one."""
 
     seq: int
     first_row: int
     n_rows: int
-    end: int
-    """Length of the sequence up to and including the last of these rows."""
     first_block: int
-
-    @property
-    def n_blocks(self) -> int:
-        return -(-self.end // BLOCK_TOKENS) - self.first_block
+    n_blocks: int
 
 
 class ReferenceAttention:
     """``AttentionBackend`` in torch, for any device."""
 
-    def bind(self, kv_cache: torch.Tensor) -> PagedKV:
-        check_layout(kv_cache)
-        n_blocks, _, n_kv_heads, block, head_dim = kv_cache.shape
-        unit = math.gcd(kv_cache.stride(0), block * head_dim)
-        block_lines = kv_cache.stride(0) // unit
-        n_lines = (n_blocks - 1) * block_lines + 2 * n_kv_heads * block * head_dim // unit
-        return PagedKV(kv_cache, kv_cache.as_strided((n_lines, unit), (unit, 1)), unit, block_lines)
+    def bind(self, kv_cache: torch.Tensor, spec: KVSpec) -> PagedKV:
+        check_layout(kv_cache, spec)
+        n_blocks, stride = kv_cache.shape[0], kv_cache.stride(0)
+        n_kv_heads, widths = spec.n_kv_heads, (spec.head_dim, value_dim(spec))
+        keys, values = (
+            kv_cache[:, first : first + n_kv_heads * BLOCK_TOKENS * width].unflatten(
+                1, (n_kv_heads, BLOCK_TOKENS, width)
+            )
+            for first, width in zip((0, n_kv_heads * BLOCK_TOKENS * widths[0]), widths, strict=True)
+        )
+        unit = math.gcd(stride, *(BLOCK_TOKENS * width for width in widths))
+        n_lines = (n_blocks - 1) * stride // unit + kv_cache.shape[1] // unit
+        return PagedKV(keys, values, kv_cache.as_strided((n_lines, unit), (unit, 1)), unit, stride // unit)
 
     def plan(self, batch: Batch, group: int, spec: CacheSpec) -> Metadata:
-        window = spec.window if isinstance(spec, SlidingKV) else None
-        where = batch.groups[group].write_index
+        part = batch.groups[group]
+        if part.key_ranges is None:
+            ranges = torch.tensor([(spec.reads_from(p), p + 1) for p in batch.positions.tolist()]).view(-1, 2)
+        else:
+            ranges = check_ranges(part, batch.n_rows)
         pieces: dict[tuple[int, int], list[_Piece]] = {}
-        for piece in _pieces(batch, window):
+        for piece in _pieces(batch.query_starts.tolist(), ranges):
             # Key counts are rounded up to a power of two, so that stacked pieces waste at most half.
             size = 1 << (piece.n_blocks - 1).bit_length()
             pieces.setdefault((piece.n_rows, size), []).append(piece)
-        table = batch.groups[group].block_table
+        ranges = ranges.to(part.block_table.device)
         tiles = [
-            _tile(stack, n_rows, batch, table, window)
+            _tile(stack, n_rows, ranges, part.block_table)
             for (n_rows, _), alike in pieces.items()
             for stack in _stacks(alike, n_rows)
         ]
+        where = part.write_index
         return Metadata(where // BLOCK_TOKENS, where % BLOCK_TOKENS, tuple(tiles))
 
+    def write(self, k: torch.Tensor, v: torch.Tensor, kv_cache: PagedKV, metadata: Metadata) -> None:
+        kv_cache.keys[metadata.write_block, :, metadata.write_place] = k.to(kv_cache.keys.dtype)
+        kv_cache.values[metadata.write_block, :, metadata.write_place] = v.to(kv_cache.values.dtype)
+
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv_cache: PagedKV, metadata: Metadata, *, scale: float
+        self,
+        q: torch.Tensor,
+        kv_cache: PagedKV,
+        metadata: Metadata,
+        *,
+        scale: float,
+        soft_cap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        kv_cache.cache[metadata.write_block, :, :, metadata.write_place] = torch.stack((k, v), 1).to(
-            kv_cache.cache.dtype
-        )
+        scores = _Scores(scale, soft_cap, sinks)
         tiles = metadata.tiles
         if len(tiles) == 1 and tiles[0].rows is None:
-            return _attend_tile(q, kv_cache, tiles[0], scale)
-        out = torch.empty_like(q)
+            return _attend_tile(q, kv_cache, tiles[0], scores)
+        out = q.new_zeros((*q.shape[:2], kv_cache.widths[1]))
         for tile in tiles:
             assert tile.rows is not None
-            out[tile.rows] = _attend_tile(q[tile.rows], kv_cache, tile, scale)
+            out[tile.rows] = _attend_tile(q[tile.rows], kv_cache, tile, scores)
         return out
 
 
 BACKEND = ReferenceAttention()
 
 
-def _pieces(batch: Batch, window: int | None) -> Iterator[_Piece]:
-    """Every row of the batch once. Long chunks are cut so that a piece stays below MAX_TILE_AREA."""
-    starts, lengths = batch.query_starts.tolist(), batch.seq_lens.tolist()
-    for seq, length in enumerate(lengths):
-        row, stop = starts[seq], starts[seq + 1]
-        step = max(16, MAX_TILE_AREA // length)
-        while row < stop:
-            n_rows = min(step, stop - row)
-            end = length - (stop - row) + n_rows
-            oldest = 0 if window is None else max(0, end - n_rows - window + 1)
-            yield _Piece(seq, row, n_rows, end, oldest // BLOCK_TOKENS)
-            row += n_rows
+def encoder_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, *, scale: float
+) -> torch.Tensor:
+    """``EncoderAttention`` in torch, one sequence after another, in fp32."""
+    check_starts(starts, q.shape[0])
+    out = q.new_empty((*q.shape[:2], v.shape[2]))
+    shared = q.shape[1] // k.shape[1]
+    for first, end in itertools.pairwise(starts.tolist()):
+        keys, values = (x[first:end].float().repeat_interleave(shared, 1) for x in (k, v))
+        weights = torch.einsum("qhd,khd->hqk", q[first:end].float() * scale, keys).softmax(-1)
+        out[first:end] = torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
+    return out
+
+
+def _pieces(starts: Sequence[int], ranges: torch.Tensor) -> Iterator[_Piece]:
+    """Every row that sees a key once. Long chunks are cut so that a piece stays below MAX_TILE_AREA."""
+    first, end = ranges.unbind(1)
+    for seq, (row, stop) in enumerate(itertools.pairwise(starts)):
+        keys = int(end[row:stop].max()) if stop > row else 0
+        step = max(16, MAX_TILE_AREA // max(1, keys))
+        for begin in range(row, stop, step):
+            rows = slice(begin, min(stop, begin + step))
+            seeing = first[rows] < end[rows]
+            if seeing.any():
+                first_block = int(first[rows][seeing].min()) // BLOCK_TOKENS
+                n_blocks = blocks_of(int(end[rows][seeing].max())) - first_block
+                yield _Piece(seq, begin, rows.stop - begin, first_block, n_blocks)
 
 
 def _stacks(pieces: Sequence[_Piece], n_rows: int) -> Iterator[Sequence[_Piece]]:
@@ -172,40 +210,65 @@ def _stacks(pieces: Sequence[_Piece], n_rows: int) -> Iterator[Sequence[_Piece]]
         yield pieces[start : start + size]
 
 
-def _tile(pieces: Sequence[_Piece], n_rows: int, batch: Batch, table: torch.Tensor, window: int | None) -> Tile:
+def _tile(pieces: Sequence[_Piece], n_rows: int, ranges: torch.Tensor, table: torch.Tensor) -> Tile:
     device = table.device
-    numbers = torch.tensor(pieces, dtype=torch.int64, device=device)
-    seq, first_row, _, end, first_block = numbers.unbind(1)
-    n_blocks = max(piece.n_blocks for piece in pieces)
-    last_block = (end - 1) // BLOCK_TOKENS
-    columns = first_block[:, None] + torch.arange(n_blocks, device=device)
-    blocks = table[seq[:, None], columns.minimum(last_block[:, None])].to(torch.int64)
+    seq, first_row, _, first_block, n_blocks = torch.tensor(pieces, dtype=torch.int64, device=device).unbind(1)
+    columns = first_block[:, None] + torch.arange(int(n_blocks.max()), device=device)
+    blocks = table[seq[:, None], columns.minimum((first_block + n_blocks - 1)[:, None])].to(torch.int64)
 
-    within = torch.arange(n_rows, device=device)
-    query = ((end - n_rows)[:, None] + within)[:, :, None]
-    key = (first_block[:, None] * BLOCK_TOKENS + torch.arange(n_blocks * BLOCK_TOKENS, device=device))[:, None, :]
-    hidden = key > query
-    if window is not None:
-        hidden |= key <= query - window
-    in_order = len(pieces) * n_rows == batch.n_rows
-    rows = None if in_order else (first_row[:, None] + within).flatten()
-    return Tile(rows, n_rows, blocks, hidden[:, None, None], hidden.all(1).flatten().nonzero().squeeze(1))
+    rows = first_row[:, None] + torch.arange(n_rows, device=device)
+    first, end = ranges[rows].unbind(-1)
+    keys = torch.arange(columns.shape[1] * BLOCK_TOKENS, device=device)
+    key = (first_block[:, None] * BLOCK_TOKENS + keys)[:, None, :]
+    hidden = (key < first[:, :, None]) | (key >= end[:, :, None])
+    return Tile(
+        rows=None if rows.numel() == len(ranges) else rows.flatten(),
+        n_rows=n_rows,
+        blocks=blocks,
+        hidden=hidden[:, None, None],
+        dead=hidden.all(1).flatten().nonzero().squeeze(1),
+        has_blind=bool(hidden.all(2).any()),
+    )
 
 
-def _attend_tile(q: torch.Tensor, kv: PagedKV, tile: Tile, scale: float) -> torch.Tensor:
-    """[P * R, n_heads, d] -> the same shape and dtype."""
+class _Scores(NamedTuple):
+    """From products of queries and keys to weights."""
+
+    scale: float
+    soft_cap: float | None
+    sinks: torch.Tensor | None
+
+    def weights(self, scores: torch.Tensor, hidden: torch.Tensor, has_blind: bool) -> torch.Tensor:
+        """[P, n_kv_heads, shared, R, keys], scaled -> the same shape; takes the memory of ``scores``."""
+        if self.soft_cap is not None:
+            scores = torch.tanh_(scores.div_(self.soft_cap)).mul_(self.soft_cap)
+        scores = scores.masked_fill_(hidden, -torch.inf)
+        if self.sinks is not None:
+            _, n_kv_heads, shared, _, _ = scores.shape
+            sinks = self.sinks.float().view(1, n_kv_heads, shared, 1, 1).expand(*scores.shape[:-1], 1)
+            weights = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
+        else:
+            weights = scores.softmax(-1)
+        return weights.masked_fill(hidden, 0.0) if has_blind else weights
+
+
+def _attend_tile(q: torch.Tensor, kv: PagedKV, tile: Tile, scores_of: _Scores) -> torch.Tensor:
+    """[P * R, n_heads, head_dim] -> [P * R, n_heads, v_head_dim] in the dtype of q."""
     n_pieces, n_rows, keys = tile.hidden.shape[0], tile.n_rows, tile.hidden.shape[-1]
-    n_heads, head_dim, n_kv_heads = q.shape[1], q.shape[2], kv.n_kv_heads
+    n_heads, n_kv_heads, (head_dim, v_head_dim) = q.shape[1], kv.n_kv_heads, kv.widths
     shared = n_heads // n_kv_heads
     lines, dead = tile.places(kv)
-    k, v = kv.lines.index_select(0, lines).float().view(2, n_pieces, n_kv_heads, keys, head_dim).unbind(0)
-    v.view(-1, head_dim).index_fill_(0, dead, 0.0)
+    gathered = kv.lines.index_select(0, lines).float().flatten()
+    all_keys = n_pieces * n_kv_heads * keys
+    k = gathered[: all_keys * head_dim].view(n_pieces, n_kv_heads, keys, head_dim)
+    v = gathered[all_keys * head_dim :].view(n_pieces, n_kv_heads, keys, v_head_dim)
+    v.view(-1, v_head_dim).index_fill_(0, dead, 0.0)
 
     # The query heads of a KV head are further rows of the same product.
     x = q.view(n_pieces, n_rows, n_kv_heads, shared, head_dim).permute(0, 2, 3, 1, 4)
-    x = (x.float() * scale).reshape(n_pieces, n_kv_heads, shared * n_rows, head_dim)
+    x = (x.float() * scores_of.scale).reshape(n_pieces, n_kv_heads, shared * n_rows, head_dim)
     scores = torch.matmul(x, k.transpose(-1, -2)).view(n_pieces, n_kv_heads, shared, n_rows, keys)
-    weights = scores.masked_fill_(tile.hidden, -torch.inf).softmax(-1)
-    out = torch.matmul(weights.view(n_pieces, n_kv_heads, shared * n_rows, keys), v)
-    out = out.view(n_pieces, n_kv_heads, shared, n_rows, head_dim).permute(0, 3, 1, 2, 4)
-    return out.reshape(n_pieces * n_rows, n_heads, head_dim).to(q.dtype)
+    weights = scores_of.weights(scores, tile.hidden, tile.has_blind)
+    out = torch.matmul(weights.reshape(n_pieces, n_kv_heads, shared * n_rows, keys), v)
+    out = out.view(n_pieces, n_kv_heads, shared, n_rows, v_head_dim).permute(0, 3, 1, 2, 4)
+    return out.reshape(n_pieces * n_rows, n_heads, v_head_dim).to(q.dtype)
