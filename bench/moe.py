@@ -1,12 +1,13 @@
 """Decoding of a random Qwen3-MoE-shaped model, next to the time of reading what it has to read.
 
-    python bench/moe.py [--layers 24] [--experts 64] [--inner 512] [--top 8] [--batch 1 8] [--tokens 64] [--rounds 5]
+    python bench/moe.py [--peer] [--layers 24] [--experts 64] [--inner 512] [--top 8] [--batch 1 8] [--rounds 5]
 
 A step reads all weights but the embedding's table, and of the experts those that its rows are sent to: for one row
 that is `top` of `experts` in every layer; for more, the mean number of different experts under a uniform choice, since
 the random router has no favourites. `read` is the time of reading as many bytes of the machine's memory with the same
 threads, measured in between, over the time of a step. The best of the rounds counts on both sides: on a machine with
-other work, single rounds say little.
+other work, single rounds say little. With `--peer` a transformers model of the same shape decodes in the same rounds,
+in bfloat16, with as many threads and its default ways: take few layers, for both are in memory.
 """
 
 from __future__ import annotations
@@ -78,6 +79,35 @@ def seconds_a_step(llm: LLM, batch: int, tokens: int) -> float:
     return (run(tokens + 2) - run(2)) / tokens
 
 
+class Peer:
+    """The same with transformers."""
+
+    def __init__(self, config: dict[str, object], threads: int) -> None:
+        import torch
+        from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+        self._torch, self._threads = torch, threads
+        with torch.device("meta"):
+            model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**config, dtype="bfloat16")).bfloat16()
+        self._model = model.to_empty(device="cpu").eval().requires_grad_(False)
+        self._model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+        for parameter in self._model.parameters():
+            parameter.uniform_(-0.03, 0.03)
+
+    def seconds_a_step(self, batch: int, tokens: int) -> float:
+        before = self._torch.get_num_threads()
+        self._torch.set_num_threads(self._threads)
+        try:
+            out = self._model(self._torch.arange(16 * batch).view(batch, 16), use_cache=True)
+            start = time.perf_counter()
+            for _ in range(tokens):
+                next_ids = out.logits[:, -1:].argmax(-1)
+                out = self._model(next_ids, past_key_values=out.past_key_values, use_cache=True)
+            return (time.perf_counter() - start) / tokens
+        finally:
+            self._torch.set_num_threads(before)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (
@@ -86,6 +116,7 @@ def main() -> None:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--peer", action="store_true")
     args = parser.parse_args()
     if not core.is_available():
         sys.exit(core.reason())
@@ -96,20 +127,25 @@ def main() -> None:
                   kv_cache_config={"enable_block_reuse": False})  # fmt: skip
     weights = dict(llm.memory_report)["weights"]
     machine = Machine()
+    peer = Peer(configuration(args), args.threads) if args.peer else None
     for batch in args.batch:
         seconds_a_step(llm, batch, 4)
     print(
         f"level {core.native().level()}, {args.threads} threads, {weights / 1e9:.2f} GB of weights, ready", flush=True
     )
     for batch in args.batch:
-        step = read = float("inf")
+        step = read = theirs = float("inf")
         for _ in range(args.rounds):
             read = min(read, machine.seconds_a_byte())
             step = min(step, seconds_a_step(llm, batch, args.tokens))
             read = min(read, machine.seconds_a_byte())
+            if peer is not None:
+                theirs = min(theirs, peer.seconds_a_step(batch, args.tokens // 4))
         n_bytes = step_bytes(args, weights, batch)
         print(f"batch {batch}: {step * 1e3:.2f} ms a step, {batch / step:.1f} tokens/s, {n_bytes / 1e6:.0f} MB to read,"
               f" memory {1e-9 / read:.1f} GB/s: {n_bytes * read / step:.2f} read")  # fmt: skip
+        if peer is not None:
+            print(f"  transformers: {theirs * 1e3:.2f} ms a step, {theirs / step:.2f} times as long")
     llm.shutdown()
 
 

@@ -17,6 +17,15 @@ void bind_elementwise(nb::module_& m) {
         },
         nb::call_guard<nb::gil_scoped_release>());
     m.def(
+        "position_scale",
+        [](uintptr_t x, uintptr_t positions, uintptr_t y, int dtype, int64_t n_rows, int64_t size, int64_t x_stride,
+           float floor_scale, float attn_scale) {
+            submit(PositionScale{pointer(x), pointer<const int64_t>(positions), pointer(y), size, x_stride, floor_scale,
+                                 attn_scale},
+                   n_rows, Dtype(dtype));
+        },
+        nb::call_guard<nb::gil_scoped_release>());
+    m.def(
         "rope_angles",
         [](uintptr_t positions, uintptr_t inv_freq, uintptr_t angles, int64_t n_rows, int64_t half, float factor) {
             submit(RopeAngles{pointer<const int64_t>(positions), pointer<const float>(inv_freq), pointer<float>(angles), half,

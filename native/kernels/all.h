@@ -35,6 +35,8 @@ const KernelTable& HEADRACE_TABLE() {
                         {elementwise<Elementwise::add, float>, elementwise<Elementwise::add, bf16>},
                         {elementwise<Elementwise::scale, float>, elementwise<Elementwise::scale, bf16>},
                         {elementwise<Elementwise::clamped_glu, float>, elementwise<Elementwise::clamped_glu, bf16>}},
+        .position_scale_f32 = position_scale<float>,
+        .position_scale_bf16 = position_scale<bf16>,
         .moe_f32 = {gather_slots<float>, combine_slots<float>},
         .moe_bf16 = {gather_slots<bf16>, combine_slots<bf16>},
         .rope_f32 = rope<float>,

@@ -1,6 +1,8 @@
 // Activations and sums, value by value, and the rotation of heads.
 #pragma once
 
+#include <math.h>
+
 #include "kernels/elementwise_args.h"
 #include "simd/exp.h"
 
@@ -52,6 +54,20 @@ void elementwise(const ElementwiseRows& job, int64_t first_row, int64_t last_row
         for (int64_t i = 0; i < job.size; i += Vec::lanes) {
             const int n = int(job.size - i < Vec::lanes ? job.size - i : Vec::lanes);
             element<kind, T>(job, x + i, other + i, n).store(y + i, n);
+        }
+    }
+}
+
+template <class T>
+void position_scale(const PositionScale& job, int64_t first_row, int64_t last_row) {
+    for (int64_t row = first_row; row < last_row; ++row) {
+        const float far = floorf((float(job.positions[row]) + 1.0f) / job.floor_scale);
+        const Vec factor = Vec::all(log1pf(far) * job.attn_scale + 1.0f);
+        const T* x = static_cast<const T*>(job.x) + row * job.x_stride;
+        T* y = static_cast<T*>(job.y) + row * job.size;
+        for (int64_t i = 0; i < job.size; i += Vec::lanes) {
+            const int n = int(job.size - i < Vec::lanes ? job.size - i : Vec::lanes);
+            (Vec::load(x + i, n) * factor).store(y + i, n);
         }
     }
 }

@@ -28,6 +28,17 @@ struct ElementwiseRows {
     float c;
 };
 
+// y = x * (1 + attn_scale * log(1 + floor((position + 1) / floor_scale))), row by row, rounded once.
+struct PositionScale {
+    const void* x;
+    const int64_t* positions;
+    void* y;
+    int64_t size;  // values of a row
+    int64_t x_stride;
+    float floor_scale;
+    float attn_scale;
+};
+
 // Cosines and sines of a step's rows: position * inv_freq in fp32, times `factor`.
 struct RopeAngles {
     const int64_t* positions;

@@ -26,6 +26,11 @@ void run(const ElementwiseRows& job, Elementwise kind, Dtype dtype, int64_t n_ro
     in_chunks(n_rows, job.size, [&](int64_t first, int64_t last) { kernel(job, first, last); });
 }
 
+void run(const PositionScale& job, Dtype dtype, int64_t n_rows) {
+    const auto kernel = dtype == Dtype::f32 ? kernels().position_scale_f32 : kernels().position_scale_bf16;
+    in_chunks(n_rows, job.size, [&](int64_t first, int64_t last) { kernel(job, first, last); });
+}
+
 void run(const RopeAngles& job, int64_t n_rows) {
     // The C library's cosine is the same at every level, and a step needs few.
     in_chunks(n_rows, 32 * job.half, [&](int64_t first, int64_t last) {

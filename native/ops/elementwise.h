@@ -7,6 +7,7 @@
 namespace headrace {
 
 void run(const ElementwiseRows& job, Elementwise kind, Dtype dtype, int64_t n_rows);
+void run(const PositionScale& job, Dtype dtype, int64_t n_rows);
 void run(const RopeAngles& job, int64_t n_rows);
 void run(const Rope& job, Dtype dtype, int64_t n_rows);
 

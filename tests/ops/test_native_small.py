@@ -138,3 +138,24 @@ def test_rotation_is_near_the_reference_and_each_row_alone(head_dim, share, head
     for row in range(len(positions)):
         alone = rope.rope(x[row : row + 1].clone(), rope.rope_angles(at[row : row + 1], inv_freq, 1.1))
         assert torch.equal(got[row : row + 1], alone)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    size=st.sampled_from([4, 12, 33, 128]),
+    heads=st.sampled_from([1, 3]),
+    dtype=st.sampled_from([F32, BF16]),
+    positions=st.lists(st.integers(0, 1 << 20), min_size=1, max_size=20),
+    floor_scale=st.sampled_from([1.0, 4.0, 8192.0]),
+    seed=st.integers(0, 1 << 30),
+)
+def test_factors_of_positions_are_near_the_reference_and_each_row_alone(
+    size, heads, dtype, positions, floor_scale, seed
+):
+    rng, at = torch.Generator().manual_seed(seed), torch.tensor(positions)
+    x = torch.randn((len(positions), heads + 2, size), generator=rng).to(dtype)[:, :heads]
+    got = elementwise.position_scale(x, at, floor_scale, 0.1)
+    torch.testing.assert_close(got, ref_activation.position_scale(x, at, floor_scale, 0.1), **TOLERANCE[dtype])
+    for row in range(len(positions)):
+        alone = elementwise.position_scale(x[row : row + 1].clone(), at[row : row + 1], floor_scale, 0.1)
+        assert torch.equal(got[row : row + 1], alone)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from headrace.ops.reference.activation import clamped_glu, gelu_tanh_mul, relu_squared, silu_mul, soft_cap
+from headrace.ops.reference.activation import (
+    clamped_glu,
+    gelu_tanh_mul,
+    position_scale,
+    relu_squared,
+    silu_mul,
+    soft_cap,
+)
 from headrace.ops.reference.linear import LINEAR
 from headrace.ops.reference.norm import layer_norm_plus_one, rms_norm, rms_norm_plus_one
 from headrace.ops.reference.rope import rope, rope_angles
@@ -96,3 +105,9 @@ def test_linear_and_embedding():
     assert torch.equal(LINEAR.embed(torch.tensor([6, 0, 6]), w), w[[6, 0, 6]])
     with pytest.raises(IndexError):
         LINEAR.embed(torch.tensor([7]), w)
+
+
+def test_factors_of_positions():
+    x, positions = noise(4, 2, 6), torch.tensor([0, 6, 7, 1000])
+    far = [1 + 0.1 * math.log(1 + (p + 1) // 8) for p in positions.tolist()]
+    close(position_scale(x, positions, 8.0, 0.1), x.double() * torch.tensor(far).double()[:, None, None], 1e-6)

@@ -11,9 +11,17 @@ from headrace.core.features import FEATURES, feature
 
 FULL = ("llama", "qwen2", "qwen3", "nemotron", "decilm", "mixtral", "qwen3-moe")
 """Families whose layers all keep everything."""
-WINDOWED = ("gemma3-untied-window-40", "mistral-window-40-odd-mqa", "phi3-longrope-long", "exaone4-window-40-odd")
-"""Families with a window: in some layers (Gemma, EXAONE, whose full layers have no rope) or in all (Mistral, Phi with
-its long rope). The window is longer than a block and shorter than the prompts."""
+WINDOWED = (
+    "gemma3-untied-window-40",
+    "mistral-window-40-odd-mqa",
+    "phi3-longrope-long",
+    "exaone4-window-40-odd",
+    "gpt-oss-window-40-odd",
+    "llama4-chunk-40-odd",
+)
+"""Families with a window: in some layers (Gemma, GPT-OSS, EXAONE and Llama 4, whose full layers have no rope) or in all
+(Mistral, Phi with its long rope). The window, or the chunk of Llama 4, is longer than a block and shorter than the
+prompts."""
 FAMILIES = (*FULL, *WINDOWED)
 """Variants of ``parity.tiny``, one for each architecture."""
 

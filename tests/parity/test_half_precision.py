@@ -32,6 +32,8 @@ def divergence(truth: torch.Tensor, logprobs: torch.Tensor) -> float:
         "nemotron-biases-tied",
         "exaone4",
         "mixtral",
+        "gpt-oss",
+        "llama4",
         "qwen3-moe",
     ],
 )

@@ -62,6 +62,26 @@ _SHORT = {
 _SSSF = ["sliding_attention"] * 3 + ["full_attention"]
 _EXAONE = {"num_hidden_layers": 5, "sliding_window": 8, "layer_types": [*_SSSF, "sliding_attention"], **_LLAMA3}
 _QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "mlp_only_layers": [1]}
+_GPT_OSS = {
+    "num_hidden_layers": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": 8,
+    "swiglu_limit": 0.8,
+    **_rope("yarn", factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False, original_max_position_embeddings=32),
+}
+"""The limit is so low that many gates and ups are beyond it."""
+_LLAMA4 = {
+    "num_hidden_layers": 4,
+    "intermediate_size_mlp": 80,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "interleave_moe_layer_step": 2,
+    "attention_chunk_size": 8,
+    "no_rope_layers": [1, 1, 1, 0],
+    "floor_scale": 4,
+    **_LLAMA3,
+}
 _GEMMA = {
     "num_hidden_layers": 4,
     "query_pre_attn_scalar": 24,
@@ -191,6 +211,39 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 33,
         },
     ),
+    "gpt-oss": ("GptOss", {**_GPT_OSS, "num_experts_per_tok": 4}),
+    "gpt-oss-window-40-odd": (
+        "GptOss",
+        {
+            **_GPT_OSS,
+            "sliding_window": 40,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            "hidden_size": 60,
+            "intermediate_size": 77,
+            "head_dim": 20,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+        },
+    ),
+    "llama4": ("Llama4", _LLAMA4),
+    "llama4-two-experts-plain-heads": (
+        "Llama4",
+        {**_LLAMA4, "num_experts_per_tok": 2, "use_qk_norm": False, "attn_temperature_tuning": False},
+    ),
+    "llama4-chunk-40-odd": (
+        "Llama4",
+        {
+            **_LLAMA4,
+            "attention_chunk_size": 40,
+            "moe_layers": [0, 3],
+            "hidden_size": 60,
+            "intermediate_size": 77,
+            "head_dim": 20,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "attention_bias": True,
+        },
+    ),
     "exaone4": ("Exaone4", _EXAONE),
     "exaone4-no-window": (
         "Exaone4",
@@ -214,6 +267,8 @@ _CLASSES = {
     "Exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM),
     "Mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
     "Qwen3Moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
+    "Llama4": (transformers.Llama4TextConfig, transformers.Llama4ForCausalLM),
+    "GptOss": (transformers.GptOssConfig, transformers.GptOssForCausalLM),
     "Gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
     "DeciLM": (dict, DeciLM),
 }
@@ -236,18 +291,20 @@ def randomised(model: Any, seed: str, *, zero_centred: bool = False) -> Any:
     """The model, every parameter drawn anew as a function of ``seed``. ``zero_centred``: norms store weight - 1."""
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
     for name, parameter in model.named_parameters():
-        _randomise(name, parameter, generator, zero_centred=zero_centred)
+        randomise(name, parameter, generator, zero_centred=zero_centred)
         if name.endswith("qkv_proj.weight"):
             values = model.config.num_key_value_heads * model.model.layers[0].self_attn.head_dim
             parameter[:-values] *= _SHARPER
     return model
 
 
-def _randomise(name: str, parameter: torch.Tensor, generator: torch.Generator, *, zero_centred: bool) -> None:
+def randomise(name: str, parameter: torch.Tensor, generator: torch.Generator, *, zero_centred: bool) -> None:
     noise = torch.randn(parameter.shape, generator=generator)
     if name.endswith("norm.weight"):
         parameter.copy_(0.1 * noise + (0.0 if zero_centred else 1.0))
-    elif parameter.dim() == 1:
+    elif name.endswith("sinks"):
+        parameter.copy_(2.0 * noise)
+    elif parameter.dim() == 1 or name.endswith("bias"):
         parameter.copy_(0.1 * noise)
     elif "embed_tokens" in name:
         parameter.copy_(noise * 0.3)

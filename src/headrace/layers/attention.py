@@ -13,6 +13,7 @@ from headrace.ops.batch import Batch
 
 from .base import BuildContext, Layer, Parameter, stacked
 from .linear import NO_BIAS, Linear, NoBias
+from .query_keys import QueryKeys
 
 
 class PagedAttention(Layer):
@@ -92,6 +93,8 @@ class SelfAttention(Layer):
         name: path of the checkpoint's module (``...self_attn``).
         head_norm: norm of query and key heads before the rotation; ``NoHeadNorm`` for none.
         rotated: whether queries and keys are turned by their position; False: this layer knows no positions (NoPE).
+        neighbours: the checkpoint's heads turn x[2 i] with x[2 i + 1]; here it is x[i] with x[i + head_dim / 2].
+        query_keys: what becomes of queries and keys after that; None: they stay as they are.
         bias, out_bias: whether q, k, v and the output projection have a bias.
         fused: the checkpoint has q, k and v as one tensor, ``qkv_proj``, in this order.
         sinks: the checkpoint has a sink for each head, ``sinks``.
@@ -109,6 +112,8 @@ class SelfAttention(Layer):
         chunk: int | None = None,
         soft_cap: float | None = None,
         rotated: bool = True,
+        neighbours: bool = False,
+        query_keys: QueryKeys | None = None,
         bias: bool = False,
         out_bias: bool = False,
         fused: bool = False,
@@ -120,9 +125,14 @@ class SelfAttention(Layer):
         v_size = shape.n_kv_heads * self._v_head_dim
         names = ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj")
         sizes = (q_size + k_size + v_size,) if fused else (q_size, k_size, v_size)
-        self.qkv = Linear(ctx, tuple(f"{name}.{part}" for part in names), shape.hidden_size, sizes, bias=bias)
+        orders = (_halves(q_size, shape.head_dim), _halves(k_size, shape.head_dim), tuple(range(v_size)))
+        self.qkv = Linear(
+            ctx, tuple(f"{name}.{part}" for part in names), shape.hidden_size, sizes, bias=bias,
+            orders=orders if neighbours else None,
+        )  # fmt: skip
         self.head_norm = head_norm
         self._rope = ctx.ops.rope if rotated else _as_they_are
+        self._query_keys = query_keys or QueryKeys(shape.n_heads)
         n_heads, sink = shape.n_heads, stacked((f"{name}.sinks",), (shape.n_heads,))
         self.sinks: Parameter | NoBias = Parameter(ctx, (n_heads,), sink) if sinks else NO_BIAS
         self.attention = PagedAttention(
@@ -134,12 +144,18 @@ class SelfAttention(Layer):
 
     def __call__(self, x: torch.Tensor, angles: Any, batch: Batch) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]; ``angles`` come from the rope of this layer."""
-        n_heads, turning = self._n_heads, self._n_heads + self._n_kv_heads
+        turning = self._n_heads + self._n_kv_heads
         heads = self.qkv(x)
         qk = _heads(heads, 0, turning, self._head_dim)
         v = _heads(heads, turning * self._head_dim, self._n_kv_heads, self._v_head_dim)
-        qk = self._rope(self.head_norm(qk), angles)
-        return self.out(self.attention(qk[:, :n_heads], qk[:, n_heads:], v, batch, self.sinks.data).flatten(1))
+        q, k = self._query_keys(self._rope(self.head_norm(qk), angles), batch)
+        return self.out(self.attention(q, k, v, batch, self.sinks.data).flatten(1))
+
+
+def _halves(n_rows: int, head_dim: int) -> tuple[int, ...]:
+    """Where the rows of heads go so that even ones come before odd ones in each."""
+    half = head_dim // 2
+    return tuple(row // head_dim * head_dim + row % 2 * half + row % head_dim // 2 for row in range(n_rows))
 
 
 def _heads(x: torch.Tensor, first: int, n_heads: int, head_dim: int) -> torch.Tensor:

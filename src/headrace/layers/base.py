@@ -6,7 +6,7 @@ it is loaded, and is never trained, moved or hooked. A call costs a Python call 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,10 @@ class Source:
     last: int
     order: tuple[int, ...] | None = None
     """Row i of the tensor fills row ``first + order[i]``; None: they fill their rows in order."""
+
+    turn: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """Makes rows of the parameter out of slices of the tensor along its first dimension, as many of each; None: a slice
+    is a row."""
 
     def runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Rows [start, stop) of the tensor, in stretches that stay together: (from, to, row of the parameter)."""
@@ -102,6 +106,11 @@ class Parameter:
         if len(source.shape) < len(self.shape):
             same = checkpoint.tensor(source.name).expand(source.last - source.first, *source.shape)
             self.storage.fill(self.data, source.first, same)
+            return
+        if source.turn is not None:
+            height = (source.last - source.first) // source.shape[0]
+            for first, slices in checkpoint.rows(source.name):
+                self.storage.fill(self.data, source.first + first * height, source.turn(slices))
             return
         for first, rows in checkpoint.rows(source.name):
             for start, stop, row in source.runs(first, first + len(rows)):

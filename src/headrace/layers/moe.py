@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -141,6 +141,35 @@ def separate_experts(
     return ExpertSources(
         stacked(gate_up_names, (height,) * len(gate_up_names), shape.size),
         stacked(down_names, (shape.size,) * len(down_names), shape.inner),
+    )
+
+
+def stacked_experts(name: str, shape: ExpertsShape, *, interleaved: bool = False, bias: bool = False) -> ExpertSources:
+    """One tensor for each product of all experts, input-major: ``name``.gate_up_proj [n_experts, size, gate_up] and
+    ``name``.down_proj [n_experts, inner, size].
+
+    Args:
+        interleaved: outputs of gate and up take turns, gate first (GPT-OSS); else all of gate come first (Llama 4).
+        bias: there are ``name``.gate_up_proj_bias [n_experts, gate_up] and ``name``.down_proj_bias.
+    """
+    n, first, size, inner = shape.n_experts, shape.gate_up, shape.size, shape.inner
+
+    def apart(outputs: torch.Tensor) -> torch.Tensor:
+        """Along the second dimension."""
+        return outputs.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2) if interleaved else outputs
+
+    def source(part: str, *each: int, height: int, turn: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Source]:
+        return (Source(f"{name}.{part}", (n, *each), 0, n * height, turn=turn),)
+
+    gate_up = source("gate_up_proj", size, first, height=first, turn=lambda w: apart(w.transpose(1, 2)).flatten(0, 1))
+    down = source("down_proj", inner, size, height=size, turn=lambda w: w.transpose(1, 2).flatten(0, 1))
+    if not bias:
+        return ExpertSources(gate_up, down)
+    return ExpertSources(
+        gate_up,
+        down,
+        source("gate_up_proj_bias", first, height=1, turn=apart),
+        source("down_proj_bias", size, height=1, turn=lambda b: b),
     )
 
 

@@ -126,6 +126,7 @@ def read_decoder(
     eps: float = 1e-6,
     eps_name: str = "rms_norm_eps",
     inner_size: int = REQUIRED,
+    attention_bias: bool = False,
 ) -> DecoderConfig:
     """Reads the common part.
 
@@ -134,6 +135,7 @@ def read_decoder(
         tied: the architecture's default of ``tie_word_embeddings``.
         eps: the architecture's default of ``eps_name``.
         inner_size: the architecture's default of ``intermediate_size``, which most do not have.
+        attention_bias: the architecture's default of ``attention_bias``.
     """
     fields.refuse("quantization_config", "only plain float weights are read here")
     hidden_size, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
@@ -158,7 +160,7 @@ def read_decoder(
         eps=fields.number(eps_name, eps),
         max_positions=fields.integer("max_position_embeddings"),
         tied=fields.flag("tie_word_embeddings", tied),
-        attention_bias=fields.flag("attention_bias", False),
+        attention_bias=fields.flag("attention_bias", attention_bias),
     )
 
 
@@ -175,7 +177,18 @@ def read_experts(fields: Fields, names: Sequence[str], *, default: int, default_
     return n_experts, k
 
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+
+
+def read_layer_types(fields: Fields, n_layers: int, kinds: Sequence[str], allowed: tuple[str, str]) -> list[str]:
+    """``layer_types``, one a layer; ``kinds`` where the configuration has none."""
+    given = fields.raw("layer_types", list(kinds))
+    if not isinstance(given, list) or len(given) != n_layers or not set(given) <= set(allowed):
+        raise ModelError(
+            f"{fields.where}: layer_types must list {n_layers} (num_hidden_layers) of {allowed[0]!r} and"
+            f" {allowed[1]!r}, got {given!r}"
+        )
+    return given
 
 
 def read_windows(fields: Fields, n_layers: int, kinds: Sequence[str], window: int | None) -> tuple[int | None, ...]:
@@ -185,12 +198,7 @@ def read_windows(fields: Fields, n_layers: int, kinds: Sequence[str], window: in
         kinds: what the architecture's older fields say; ``layer_types`` wins over them.
         window: ``sliding_window``, if the architecture's switches leave it on.
     """
-    given = fields.raw("layer_types", list(kinds))
-    if not isinstance(given, list) or len(given) != n_layers or not set(given) <= {FULL, SLIDING}:
-        raise ModelError(
-            f"{fields.where}: layer_types must list {n_layers} (num_hidden_layers) of {FULL!r} and {SLIDING!r},"
-            f" got {given!r}"
-        )
+    given = read_layer_types(fields, n_layers, kinds, (FULL, SLIDING))
     if SLIDING in given and window is None:
         raise ModelError(f"{fields.where}: layer_types has {SLIDING!r} layers, but there is no sliding_window")
     return tuple(window if kind == SLIDING else None for kind in given)

@@ -19,6 +19,8 @@ ARCHITECTURES: dict[str, str] = {
     "DeciLMForCausalLM": "decilm",
     "Exaone4ForCausalLM": "exaone4",
     "Gemma3ForCausalLM": "gemma3",
+    "GptOssForCausalLM": "gpt_oss",
+    "Llama4ForCausalLM": "llama4",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
     "MixtralForCausalLM": "mixtral",
@@ -43,6 +45,7 @@ ARCHITECTURES: dict[str, str] = {
 
 ALIASES: dict[str, str] = {
     "LLaMAForCausalLM": "LlamaForCausalLM",
+    "Llama4ForConditionalGeneration": "Llama4ForCausalLM",
     "NemotronNASForCausalLM": "DeciLMForCausalLM",
 }
 """Other names for the same thing."""

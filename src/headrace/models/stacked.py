@@ -20,7 +20,11 @@ MakeBlock = Callable[[str, int], Layer]
 
 
 class StackedDecoder(Decoder):
-    """A model file says what its block is made of; tensor names outside the blocks are those of Llama."""
+    """A model file says what its block is made of; tensor names outside the blocks are those of Llama.
+
+    Args:
+        prefix: of all names, where the decoder is a part of a larger model.
+    """
 
     def __init__(
         self,
@@ -29,14 +33,15 @@ class StackedDecoder(Decoder):
         rope: RopeSpec,
         make_block: MakeBlock,
         norm: Callable[[BuildContext, str, int, float], Layer] = RMSNorm,
+        prefix: str = "",
     ) -> None:
         super().__init__(config.vocab_size, config.max_positions, tied=config.tied)
         size = config.hidden_size
-        self.embed = Embedding(ctx, "model.embed_tokens", config.vocab_size, size)
+        self.embed = Embedding(ctx, f"{prefix}model.embed_tokens", config.vocab_size, size)
         self.rope = Rope(ctx, rope, config.head_dim)
-        self.layers = tuple(make_block(f"model.layers.{i}", i) for i in range(config.n_layers))
-        self.norm = norm(ctx, "model.norm", size, config.eps)
-        self.head = LMHead(ctx, "lm_head", config.vocab_size, size, tied=self.embed if config.tied else None)
+        self.layers = tuple(make_block(f"{prefix}model.layers.{i}", i) for i in range(config.n_layers))
+        self.norm = norm(ctx, f"{prefix}model.norm", size, config.eps)
+        self.head = LMHead(ctx, f"{prefix}lm_head", config.vocab_size, size, tied=self.embed if config.tied else None)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         x = self.embed(batch.input_ids)

@@ -61,6 +61,7 @@ class Ops:
     soft_cap: Callable[[torch.Tensor, float], torch.Tensor]
     add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     scale: Callable[[torch.Tensor, float], torch.Tensor]
+    position_scale: Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]
     softmax_top_k: Callable[..., Routing]
     sigmoid_top_k: Callable[..., Routing]
     experts: ExpertOps
@@ -93,6 +94,7 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "soft_cap": (_native("elementwise", "soft_cap"), _reference("activation", "soft_cap")),
     "add": (_native("elementwise", "add"), _reference("activation", "add")),
     "scale": (_native("elementwise", "scale"), _reference("activation", "scale")),
+    "position_scale": (_native("elementwise", "position_scale"), _reference("activation", "position_scale")),
     "softmax_top_k": (_native("moe", "softmax_top_k"), _reference("moe", "softmax_top_k")),
     "sigmoid_top_k": (_native("moe", "sigmoid_top_k"), _reference("moe", "sigmoid_top_k")),
     "experts": (_native("moe", "EXPERTS"), _reference("moe", "EXPERTS")),

@@ -73,10 +73,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         from .fp8_blocks import Fp8BlockCheckpoint, is_fp8_blocks
+        from .mxfp4 import Mxfp4Checkpoint, is_mxfp4
         from .safetensors import SafetensorsCheckpoint
 
         stored = SafetensorsCheckpoint(path)
-        return Fp8BlockCheckpoint(stored) if is_fp8_blocks(stored.config()) else stored
+        if is_fp8_blocks(stored.config()):
+            return Fp8BlockCheckpoint(stored)
+        return Mxfp4Checkpoint(stored) if is_mxfp4(stored.config()) else stored
     if path.suffix == ".gguf" and path.is_file():
         from .gguf import GgufCheckpoint
 

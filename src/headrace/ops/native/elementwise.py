@@ -55,6 +55,18 @@ def clamped_glu(gate_up: torch.Tensor, limit: float) -> torch.Tensor:
     return _run(_CLAMPED_GLU, gate_up, gate_up.shape[1] // 2, c=limit)
 
 
+def position_scale(x: torch.Tensor, positions: torch.Tensor, floor_scale: float, attn_scale: float) -> torch.Tensor:
+    """``reference.activation.position_scale``."""
+    x, positions = as_rows(x), positions.contiguous()
+    y = empty(tuple(x.shape), x.dtype)
+    size = x.shape[1] * x.shape[2]
+    _core.position_scale(
+        x.data_ptr(), positions.data_ptr(), y.data_ptr(), DTYPES[x.dtype], x.shape[0], size, x.stride(0), floor_scale,
+        attn_scale,
+    )  # fmt: skip
+    return y
+
+
 def _run(kind: int, x: torch.Tensor, size: int, other: torch.Tensor | None = None, c: float = 0.0) -> torch.Tensor:
     x = as_rows(x)
     y = empty((x.shape[0], size), x.dtype)

@@ -1,4 +1,4 @@
-"""Activations, the cap of logits, and the sums between parts of a block."""
+"""Activations, the cap of logits, the sums between parts of a block, and factors of rows."""
 
 from __future__ import annotations
 
@@ -44,3 +44,10 @@ def clamped_glu(gate_up: torch.Tensor, limit: float) -> torch.Tensor:
     gate, up = gate_up.chunk(2, -1)
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return (up + 1) * (gate * torch.sigmoid(1.702 * gate))
+
+
+def position_scale(x: torch.Tensor, positions: torch.Tensor, floor_scale: float, attn_scale: float) -> torch.Tensor:
+    """[T, heads, head_dim] times 1 + attn_scale * log(1 + floor((position + 1) / floor_scale)) of its row, [T] int64:
+    the temperature of attention at a distance (Llama 4; arXiv 2501.19399)."""
+    far = torch.floor((positions.float() + 1.0) / floor_scale)
+    return (x.float() * (torch.log1p(far) * attn_scale + 1.0)[:, None, None]).to(x.dtype)
