@@ -45,6 +45,11 @@ BODIES: dict[str, dict[str, Any]] = {
         "priority": 0.5,
         "metadata": {"a": "b"},
     },
+    "/v1/embeddings": {"input": ["a", [5, 6]], "encoding_format": "base64", "dimensions": 4, "pooling_type": "mean"},
+    "/pooling": {"input": "a", "pooling_type": "all", "normalize": False, "truncate_prompt_tokens": 4},
+    "/v1/score": {"text_1": "a", "text_2": ["b", "c"], "priority": 0.5},
+    "/v1/rerank": {"query": "a", "documents": ["b", "c"], "top_n": 1, "return_documents": True},
+    "/v1/classify": {"input": ["a"], "use_activation": False},
     "/tokenize": {"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": True},
     "/detokenize": {"tokens": [5, 6, 7], "skip_special_tokens": True},
 }
@@ -58,6 +63,12 @@ STRANGE = (
 RIGHT: dict[str, tuple[Any, ...]] = {
     "prompt": ("b", "", ["a", "b"], [7], [[7, 8], [9]], "é\U0001f600", ["a"] * 20),
     "messages": ([{"role": "user", "content": ""}], [{"role": "developer", "content": "{% if %}"}]),
+    "input": ("b", "", ["a", "b"], [7], [[7, 8], [9]], "é\U0001f600"),
+    "documents": (["b"], ["", "é"], ["a"] * 20),
+    "text_2": ("b", ["a"] * 20, ["b", ""]),
+    "pooling_type": ("last", "cls", "step", None),
+    "dimensions": (1, 32, 33, None),
+    "use_activation": (True, None),
     "max_tokens": (1, 3, 40),
     "max_completion_tokens": (2, None),
     "n": (1, 3, None),
@@ -162,7 +173,7 @@ def mutated(seed: int, number: int) -> Raw:
             body = _fewer(chance, body)
         body = _value(chance, body)
         done.append("value")
-    if isinstance(body, dict) and path.startswith("/v1") and body.get("max_tokens") is None:
+    if isinstance(body, dict) and path.endswith("completions") and body.get("max_tokens") is None:
         # Up to the sequence limit would be right, and long.
         body = body | {"max_tokens": 2}
     raw = Raw(path, json.dumps(body).encode(), done=done)
@@ -172,9 +183,12 @@ def mutated(seed: int, number: int) -> Raw:
     return raw
 
 
+_NEEDED = ("prompt", "messages", "input", "text_1", "text_2", "query", "documents")
+
+
 def _fewer(chance: random.Random, body: dict[str, Any]) -> dict[str, Any]:
     """Only some of the fields: errors hide each other."""
-    kept = {name: value for name, value in body.items() if name in ("prompt", "messages") or chance.random() < 0.3}
+    kept = {name: value for name, value in body.items() if name in _NEEDED or chance.random() < 0.3}
     return {name: value for name, value in kept.items() if name != "stream_options" or "stream" in kept}
 
 

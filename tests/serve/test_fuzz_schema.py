@@ -15,7 +15,10 @@ from schemathesis.specs.openapi.checks import (
 from serving_rig import Running
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-POSTS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
+POSTS = (
+    *("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"),
+    *("/v1/embeddings", "/v1/classify", "/v1/score", "/v1/rerank", "/pooling"),
+)
 GETS = (
     *("/health", "/health_generate", "/version", "/v1/models", "/v1/models/{name}", "/server_info", "/metrics"),
     *("/perf_metrics", "/prometheus/metrics"),

@@ -280,7 +280,9 @@ class EncodeOutput(RequestOutput):
     """A prompt that is encoded, and the result when it has finished. Wait for it as for any request."""
 
     def __repr__(self) -> str:
-        return f"EncodeOutput(request_id={self.request_id}, prompt={self.prompt!r}, data={self.data})"
+        data = self.data
+        shown = None if data is None else f"float32 {list(data.shape)}"
+        return f"EncodeOutput(request_id={self.request_id}, prompt={self.prompt!r}, data={shown})"
 
     @property
     def data(self) -> np.ndarray | None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from headrace.core.clock import Clock
 from headrace.core.config import LlmArgs
 from headrace.core.errors import EngineDeadError, RequestError
+from headrace.core.pooling import PoolingParams, PoolingSpec
 from headrace.core.sampling_params import SamplingParams
 from headrace.engine.engine import Engine
 from headrace.engine.results import RequestOutput
@@ -53,8 +54,18 @@ class ServedEngine(Protocol):
         """Tokenises. Raises ``RequestError``."""
         ...
 
-    def submit(self, prepared: Prepared, sampling: SamplingParams, terms: Terms) -> RequestOutput:
-        """Starts a request: follow it with ``async for``, end it with ``abort()``.
+    @property
+    def pooling(self) -> PoolingSpec:
+        """What the model gives for a prompt that is encoded."""
+        ...
+
+    async def prepare_pair(self, first: str, second: str) -> Prepared:
+        """Tokenises two texts that are read together. Raises ``RequestError``."""
+        ...
+
+    def submit(self, prepared: Prepared, params: SamplingParams | PoolingParams, terms: Terms) -> RequestOutput:
+        """Starts a request: follow it with ``async for``, end it with ``abort()``. With ``PoolingParams`` the prompt is
+        encoded, and the output is an ``EncodeOutput``.
 
         Raises ``RequestError`` or ``EngineDeadError``; what is decided later (a full queue) is raised by the loop.
         """
@@ -107,24 +118,31 @@ class FrontedEngine:
     async def prepare(self, prompt: str | list[int], *, add_special_tokens: bool) -> Prepared:
         if not isinstance(prompt, str):
             return Prepared(prompt)
-        tokenizer = self.tokenizer
-        if tokenizer is None:
-            raise RequestError("the model was loaded with skip_tokenizer_init=True: give token ids", param="prompt")
-        ids = await asyncio.to_thread(tokenizer.encode, prompt, add_special_tokens)
+        ids = await asyncio.to_thread(self._tokenizer().encode, prompt, add_special_tokens)
         return Prepared(ids, prompt)
 
-    def submit(self, prepared: Prepared, sampling: SamplingParams, terms: Terms) -> RequestOutput:
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RequestError("the model was loaded with skip_tokenizer_init=True: give token ids", param="prompt")
+        return self.tokenizer
+
+    @property
+    def pooling(self) -> PoolingSpec:
+        return self._engine.report.pooling
+
+    async def prepare_pair(self, first: str, second: str) -> Prepared:
+        tokenizer = self._tokenizer()
+        ids = await asyncio.to_thread(tokenizer.encode_pair, first, second)
+        return Prepared(ids)
+
+    def submit(self, prepared: Prepared, params: SamplingParams | PoolingParams, terms: Terms) -> RequestOutput:
         front = self._engine.front
-        _, ids = front.prepare(prepared.token_ids, sampling)
-        return front.submit(
-            prepared.text,
-            ids,
-            sampling,
-            streaming=True,
-            priority=terms.priority,
-            timeout=terms.timeout,
-            cache_salt=terms.cache_salt,
-        )
+        options: dict[str, Any] = {"priority": terms.priority, "timeout": terms.timeout, "cache_salt": terms.cache_salt}
+        if isinstance(params, PoolingParams):
+            _, ids, pooling = front.prepare_encode(prepared.token_ids, params)
+            return front.encode(prepared.text, ids, pooling, streaming=True, **options)
+        _, ids = front.prepare(prepared.token_ids, params)
+        return front.submit(prepared.text, ids, params, streaming=True, **options)
 
     async def stats(self) -> list[dict[str, Any]]:
         return await self._engine.get_stats_async(_STATS_LIMIT)

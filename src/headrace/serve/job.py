@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Self
 
 from headrace.core.errors import EngineDeadError
+from headrace.core.pooling import PoolingParams
 from headrace.core.sampling_params import SamplingParams
 from headrace.engine.results import RequestOutput
 
@@ -29,7 +30,7 @@ class Job:
         self,
         serving: Serving,
         prompts: Sequence[Prepared],
-        sampling: SamplingParams,
+        params: SamplingParams | PoolingParams,
         terms: Terms,
         *,
         name: str | None,
@@ -38,17 +39,23 @@ class Job:
         self._serving = serving
         self.name = name
         self.prompts = prompts
-        self.sampling = sampling
+        self._params = params
         self._terms = terms
         self.outputs: list[RequestOutput] = []
-        """One for each prompt, each with ``sampling.n`` outputs."""
+        """One for each prompt, each with ``n`` outputs."""
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Of prompts that are continued."""
+        assert isinstance(self._params, SamplingParams)
+        return self._params
 
     def __enter__(self) -> Self:
         self._serving.jobs.add(self)
         self._serving.metrics.running.inc()
         try:
             for prompt in self.prompts:
-                self.outputs.append(self._serving.engine.submit(prompt, self.sampling, self._terms))
+                self.outputs.append(self._serving.engine.submit(prompt, self._params, self._terms))
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise

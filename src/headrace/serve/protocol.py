@@ -30,7 +30,7 @@ MAX_ITEMS = 4096
 """Of a list or an object in a request, where nothing else limits it."""
 
 
-def _unicode(text: str) -> str:
+def unicode(text: str) -> str:
     """JSON can spell half a surrogate pair; nothing behind this point could encode it."""
     if not text.isascii():
         try:
@@ -50,7 +50,7 @@ def _few(value: Any) -> Any:
 # wrong, takes half a minute to collect its errors, and everybody else's stream waits.
 FEW_ITEMS = Field(max_length=MAX_ITEMS, fail_fast=True)
 FEW_ENTRIES = (Field(max_length=MAX_ITEMS), BeforeValidator(_few))
-Text = Annotated[str, AfterValidator(_unicode)]
+Text = Annotated[str, AfterValidator(unicode)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
@@ -116,7 +116,7 @@ def _stops(value: Any) -> tuple[str, ...]:
         return ()
     if not isinstance(texts, list) or len(texts) > 64 or not all(isinstance(text, str) and text for text in texts):
         raise ValueError("give a text, or a list of at most 64 texts, none of them empty")
-    return tuple(_unicode(text) for text in texts)
+    return tuple(unicode(text) for text in texts)
 
 
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
@@ -192,14 +192,14 @@ class Generation(Body):
 def _prompts(value: Any) -> tuple[str | list[int], ...]:
     """One text, several, token ids, or several lists of them."""
     if isinstance(value, str):
-        return (_unicode(value),)
+        return (unicode(value),)
     if isinstance(value, list) and value and _is_ids(value):
         return (value,)
     if not isinstance(value, list) or not value or not all(isinstance(one, str) or _is_ids(one) for one in value):
         raise ValueError("give a text, a list of texts, a list of token ids, or a list of lists of token ids")
     if len(value) > MAX_PROMPTS:
         raise ValueError(f"{len(value)} prompts in one request; at most {MAX_PROMPTS} are taken")
-    return tuple(_unicode(one) if isinstance(one, str) else one for one in value)
+    return tuple(unicode(one) if isinstance(one, str) else one for one in value)
 
 
 def _is_ids(value: Any) -> bool:
@@ -217,12 +217,16 @@ _PROMPT_SCHEMA = {
 }
 
 
+Prompts = Annotated[tuple[str | list[int], ...], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
+"""A text, texts, token ids or lists of token ids."""
+
+
 class CompletionRequest(Generation):
     """Body of /v1/completions."""
 
     missing = (*MISSING_SAMPLING, Missing("suffix", f"filling in the middle is {NOT_YET}", (None, "")))
 
-    prompt: Annotated[tuple[str | list[int], ...], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
+    prompt: Prompts
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
     echo: bool = False
     """The text starts with the prompt; with logprobs, those of the prompt come first."""

@@ -81,6 +81,13 @@ class Tokenizer:
         except TypeError as error:
             raise RequestError(f"expected a text of valid Unicode, found {text!r:.60}", param="prompt") from error
 
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """Ids of two texts that are read together, with the special tokens that the model has around and between."""
+        try:
+            return self.backend.encode_batch_fast([(first, second)])[0].ids
+        except TypeError as error:
+            raise RequestError("expected two texts of valid Unicode", param="prompt") from error
+
     def decode(
         self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
     ) -> str:
