@@ -26,7 +26,7 @@ FAMILIES = (*FULL, *WINDOWED)
 """Variants of ``parity.tiny``, one for each architecture."""
 
 ENCODE_ONLY = ("classification", "reward")
-"""Modules of architectures that do not generate: ``parity/test_encode.py`` has them."""
+"""Modules of architectures that do not generate: ``parity/test_pooling.py`` has them."""
 
 NAMES = tuple(row.name for row in FEATURES)
 
