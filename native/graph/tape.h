@@ -2,9 +2,12 @@
 // tokens. The counterpart of a CUDA graph on the CPU.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <stdexcept>
+#include <typeinfo>
+#include <utility>
 #include <vector>
 
 namespace headrace {
@@ -28,28 +31,48 @@ class Tape {
 
     // Keeps a job of n_rows, a multiple of the tokens of the pass: so many rows for each token.
     template <class Run>
-    void keep(int64_t n_rows, Run run) {
+    void keep(const std::type_info& kind, int64_t n_rows, Run run) {
         if (n_rows % n_tokens_) throw std::logic_error("a job's rows are no multiple of the step's tokens");
         const int64_t rows_per_token = n_rows / n_tokens_;
-        steps_.push_back([run, rows_per_token](int64_t n_tokens) { run(n_tokens * rows_per_token); });
+        steps_.push_back({&kind, [run, rows_per_token](int64_t n_tokens) { run(n_tokens * rows_per_token); }});
     }
 
     void replay(int64_t n_tokens) const {
-        for (const auto& step : steps_) step(n_tokens);
+        for (const auto& step : steps_) step.run(n_tokens);
+    }
+
+    // The same, with the type of each job and the nanoseconds that it took.
+    std::vector<std::pair<const std::type_info*, int64_t>> replay_timed(int64_t n_tokens) const {
+        using Clock = std::chrono::steady_clock;
+        std::vector<std::pair<const std::type_info*, int64_t>> times;
+        times.reserve(steps_.size());
+        auto before = Clock::now();
+        for (const auto& step : steps_) {
+            step.run(n_tokens);
+            const auto after = Clock::now();
+            times.emplace_back(step.kind, std::chrono::duration_cast<std::chrono::nanoseconds>(after - before).count());
+            before = after;
+        }
+        return times;
     }
 
     int64_t size() const { return int64_t(steps_.size()); }
 
   private:
+    struct Step {
+        const std::type_info* kind;
+        std::function<void(int64_t n_tokens)> run;
+    };
+
     int64_t n_tokens_ = 1;
-    std::vector<std::function<void(int64_t)>> steps_;
+    std::vector<Step> steps_;
 };
 
 // Runs a job over n_rows, and keeps it if a tape is recording. `run(job, args..., n_rows)` is the operator.
 template <class Job, class... Args>
 void submit(const Job& job, int64_t n_rows, Args... args) {
     if (Tape* tape = Tape::recording())
-        tape->keep(n_rows, [job, args...](int64_t rows) { run(job, args..., rows); });
+        tape->keep(typeid(Job), n_rows, [job, args...](int64_t rows) { run(job, args..., rows); });
     run(job, args..., n_rows);
 }
 

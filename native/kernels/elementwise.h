@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "kernels/elementwise_args.h"
+#include "kernels/vectors.h"
 #include "simd/exp.h"
 
 namespace headrace {
@@ -31,7 +32,7 @@ static inline Vec clamped_glu(Vec gate, Vec up, Vec limit) {
 }
 
 template <Elementwise kind, class T>
-Vec element(const ElementwiseRows& job, const T* x, const T* other, int n) {
+inline __attribute__((always_inline)) Vec element(const ElementwiseRows& job, const T* x, const T* other, int n) {
     const Vec value = Vec::load(x, n);
     if constexpr (kind == Elementwise::silu_mul) return silu(value) * Vec::load(x + job.size, n);
     if constexpr (kind == Elementwise::gelu_tanh_mul) return gelu_tanh(value) * Vec::load(x + job.size, n);
@@ -51,10 +52,7 @@ void elementwise(const ElementwiseRows& job, int64_t first_row, int64_t last_row
         const T* x = static_cast<const T*>(job.x) + row * job.x_stride;
         const T* other = static_cast<const T*>(job.other) + row * job.other_stride;
         T* y = static_cast<T*>(job.y) + row * job.y_stride;
-        for (int64_t i = 0; i < job.size; i += Vec::lanes) {
-            const int n = int(job.size - i < Vec::lanes ? job.size - i : Vec::lanes);
-            element<kind, T>(job, x + i, other + i, n).store(y + i, n);
-        }
+        by_vector(job.size, [&](int64_t i, int n) { element<kind, T>(job, x + i, other + i, n).store(y + i, n); });
     }
 }
 
@@ -80,13 +78,12 @@ void rope(const Rope& job, int64_t first_row, int64_t last_row) {
         for (int64_t head = 0; head < job.heads; ++head) {
             const T* x = static_cast<const T*>(job.x) + row * job.x_stride + head * job.head_dim;
             T* y = static_cast<T*>(job.y) + (row * job.heads + head) * job.head_dim;
-            for (int64_t i = 0; i < job.half; i += Vec::lanes) {
-                const int n = int(job.half - i < Vec::lanes ? job.half - i : Vec::lanes);
+            by_vector(job.half, [&](int64_t i, int n) {
                 const Vec a = Vec::load(x + i, n), b = Vec::load(x + job.half + i, n);
                 const Vec cosine = Vec::load(cosines + i, n), sine = Vec::load(sines + i, n);
                 Vec::fma(a, cosine, Vec::zero() - b * sine).store(y + i, n);
                 Vec::fma(b, cosine, a * sine).store(y + job.half + i, n);
-            }
+            });
             for (int64_t i = 2 * job.half; i < job.head_dim; ++i) y[i] = x[i];
         }
     }

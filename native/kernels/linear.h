@@ -10,8 +10,18 @@ namespace headrace {
 namespace {
 
 constexpr int panel_vecs = int(panel_outputs) / Vec::lanes;
-// Ahead of the read place: a unit of a high tile takes long enough that the next few are not.
-constexpr int64_t prefetch_bytes = 4096;
+
+// Asks for what a tile of so many rows will read. Low tiles wait for memory, and want it in the first cache; high tiles
+// compute while it comes, and the first cache has their rows of x to keep.
+template <int rows>
+inline __attribute__((always_inline)) void prefetch(const char* w) {
+    for (int64_t line = 0; line < panel_outputs * unit_bytes; line += 64) {
+        if constexpr (rows < 6)
+            __builtin_prefetch(w + 4096 + line, 0, 3);
+        else
+            __builtin_prefetch(w + 8192 + line, 0, 2);
+    }
+}
 
 // Units [first, last) of one row of x, among `rows`.
 template <class D, class T>
@@ -60,8 +70,7 @@ struct Tile {
             for (int v = 0; v < panel_vecs; ++v) sums[r][v] = Vec::zero();
 #pragma GCC unroll 2
         for (int64_t unit = 0; unit < units; ++unit) {
-            for (int64_t line = 0; line < panel_outputs * unit_bytes; line += 64)
-                __builtin_prefetch(w + prefetch_bytes + line);
+            prefetch<rows>(w);
             D::template step<rows, panel_vecs>(w, x, sums);
             w += panel_outputs * unit_bytes;
             x += rows * D::x_bytes;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/moe_args.h"
+#include "kernels/vectors.h"
 
 namespace headrace {
 namespace {
@@ -14,10 +15,7 @@ void gather_slots(const Experts& job, const int32_t* order, int64_t first, int64
         const T* x = static_cast<const T*>(job.x) + slot / job.k * job.x_stride;
         T* y = static_cast<T*>(to) + place * job.size;
         const Vec factor = Vec::all(job.scaled_input ? job.weights[slot] : 1.0f);
-        for (int64_t i = 0; i < job.size; i += Vec::lanes) {
-            const int n = int(job.size - i < Vec::lanes ? job.size - i : Vec::lanes);
-            (Vec::load(x + i, n) * factor).store(y + i, n);
-        }
+        by_vector(job.size, [&](int64_t i, int n) { (Vec::load(x + i, n) * factor).store(y + i, n); });
     }
 }
 

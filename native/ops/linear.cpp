@@ -11,7 +11,7 @@
 namespace headrace {
 namespace {
 
-constexpr int64_t chunk_bytes = 64 << 10;    // of a weight: long enough for the prefetcher, short enough to share out
+constexpr int64_t chunk_bytes = 32 << 10;    // of a weight: long enough for the prefetcher, short enough to share out
 constexpr int64_t pack_alone_bytes = 64 << 10;  // of x: below this, waking the others takes longer
 constexpr int64_t x_range_bytes = 2 << 20;   // of x: stays in the outer caches while all panels pass over it
 constexpr int64_t chunks_per_thread = 4;

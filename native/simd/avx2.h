@@ -17,8 +17,9 @@ struct Vec {
     static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
     static Vec load(const bf16* p) { return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
     // The first n values, zero behind them; nothing past them is read.
-    static Vec load(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
+    static Vec load(const float* p, int n) { return whole(n) ? load(p) : Vec{_mm256_maskload_ps(p, mask(n))}; }
     static Vec load(const bf16* p, int n) {
+        if (whole(n)) return load(p);
         alignas(16) bf16 part[lanes] = {};
         std::memcpy(part, p, sizeof(bf16) * n);
         return load(part);
@@ -30,8 +31,9 @@ struct Vec {
     }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
     void store(bf16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), rounded()); }
-    void store(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
+    void store(float* p, int n) const { whole(n) ? store(p) : _mm256_maskstore_ps(p, mask(n), v); }
     void store(bf16* p, int n) const {
+        if (whole(n)) return store(p);
         alignas(16) bf16 part[lanes];
         store(part);
         std::memcpy(p, part, sizeof(bf16) * n);
@@ -64,7 +66,11 @@ struct Vec {
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
     }
 
+    Vec rounded_to_bf16() const { return widened(rounded()); }
+
   private:
+    // Known to be all lanes when this is compiled.
+    static inline __attribute__((always_inline)) bool whole(int n) { return __builtin_constant_p(n) && n == lanes; }
     static Vec power_of_two(__m256i n) {
         return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23))};
     }

@@ -20,15 +20,16 @@ struct Vec {
         return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
     }
     // The first n values, zero behind them; nothing past them is read.
-    static Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
+    static Vec load(const float* p, int n) { return whole(n) ? load(p) : Vec{_mm512_maskz_loadu_ps(mask(n), p)}; }
     static Vec load(const bf16* p, int n) {
+        if (whole(n)) return load(p);
         const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask(n), p));
         return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
     }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
     void store(bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded()); }
-    void store(float* p, int n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
-    void store(bf16* p, int n) const { _mm256_mask_storeu_epi16(p, mask(n), rounded()); }
+    void store(float* p, int n) const { whole(n) ? store(p) : _mm512_mask_storeu_ps(p, mask(n), v); }
+    void store(bf16* p, int n) const { whole(n) ? store(p) : _mm256_mask_storeu_epi16(p, mask(n), rounded()); }
 
     friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
     friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -53,7 +54,13 @@ struct Vec {
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
     }
 
+    Vec rounded_to_bf16() const {
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded()), 16))};
+    }
+
   private:
+    // Known to be all lanes when this is compiled.
+    static inline __attribute__((always_inline)) bool whole(int n) { return __builtin_constant_p(n) && n == lanes; }
     static __mmask16 mask(int n) { return __mmask16((1u << n) - 1u); }
     // As to_bf16: the instruction for it would flush subnormals.
     __m256i rounded() const {

@@ -16,11 +16,11 @@ struct Vec {
     static Vec all(float x) { return {vdupq_n_f32(x)}; }
     static Vec load(const float* p) { return {vld1q_f32(p)}; }
     static Vec load(const bf16* p) {
-        return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16))};
+        return widened(vld1_u16(reinterpret_cast<const uint16_t*>(p)));
     }
     // The first n values, zero behind them; nothing past them is read.
-    static Vec load(const float* p, int n) { return load_part(p, n); }
-    static Vec load(const bf16* p, int n) { return load_part(p, n); }
+    static Vec load(const float* p, int n) { return whole(n) ? load(p) : load_part(p, n); }
+    static Vec load(const bf16* p, int n) { return whole(n) ? load(p) : load_part(p, n); }
     // The first, or the second, of 4 pairs.
     static Vec lower_of_pairs(const bf16* p) { return {vreinterpretq_f32_u32(vshlq_n_u32(pairs(p), 16))}; }
     static Vec upper_of_pairs(const bf16* p) {
@@ -28,8 +28,8 @@ struct Vec {
     }
     void store(float* p) const { vst1q_f32(p, v); }
     void store(bf16* p) const { vst1_u16(reinterpret_cast<uint16_t*>(p), rounded()); }
-    void store(float* p, int n) const { store_part(p, n); }
-    void store(bf16* p, int n) const { store_part(p, n); }
+    void store(float* p, int n) const { whole(n) ? store(p) : store_part(p, n); }
+    void store(bf16* p, int n) const { whole(n) ? store(p) : store_part(p, n); }
 
     friend Vec operator+(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
     friend Vec operator-(Vec a, Vec b) { return {vsubq_f32(a.v, b.v)}; }
@@ -55,7 +55,12 @@ struct Vec {
         return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
     }
 
+    Vec rounded_to_bf16() const { return widened(rounded()); }
+
   private:
+    // Known to be all lanes when this is compiled.
+    static inline __attribute__((always_inline)) bool whole(int n) { return __builtin_constant_p(n) && n == lanes; }
+    static Vec widened(uint16x4_t half) { return {vreinterpretq_f32_u32(vshll_n_u16(half, 16))}; }
     static Vec power_of_two(int32x4_t n) {
         return {vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23))};
     }

@@ -198,3 +198,19 @@ def test_every_level_passes(level):
         env={**os.environ, "HEADRACE_ISA": level}, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_a_timed_replay_does_the_jobs_and_names_them():
+    from headrace.ops.native.elementwise import add
+    from headrace.ops.native.record import Recorder
+
+    x, weight = noise(3, 20), packed(noise(20, 20, seed=1))
+    recorder = Recorder(3)
+    with recorder.recording(3):
+        y = add(x, LINEAR.apply(x, weight, None))
+    before = y.clone()
+    x.mul_(2.0)
+    times = recorder.replay_timed(3)
+    assert [kind for kind, _ in times] == ["Linear", "ElementwiseRows"]
+    assert all(nanoseconds > 0 for _, nanoseconds in times)
+    assert torch.equal(y, before * 2.0)

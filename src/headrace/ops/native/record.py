@@ -38,6 +38,11 @@ class Recorder:
         """All of it again, for the tokens that lie in the same places now."""
         self._tape.replay(n_tokens)
 
+    def replay_timed(self, n_tokens: int) -> list[tuple[str, int]]:
+        """The same, and the kind of each call with the nanoseconds that it took."""
+        times: list[tuple[str, int]] = self._tape.replay_timed(n_tokens)
+        return times
+
 
 class _TorchCalls(TorchDispatchMode):
     """Lets torch do what it is asked to, and notes the first call that does more than look at memory in another way."""

@@ -1,0 +1,158 @@
+"""Where the time of a decode step goes: a replayed one, the same operator by operator, and the memory's limit.
+
+    python bench/step.py [--model smollm2-135m] [--batch 1 8] [--context 256] [--dtype bfloat16] [--rounds 30]
+
+Random weights in the shape of a model. ``read`` is the time of reading the step's weights and keys and values once;
+``replay`` a recorded step; ``eager`` the same calls out of Python. All are taken in the same rounds and the best of
+each counts. Then, out of the fastest timed replay, the time of each kind of job; products go by their place in a layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter, defaultdict
+
+import torch
+
+from headrace.cache.arena import arena_for_tokens
+from headrace.cache.groups import group_layers
+from headrace.core.cgroup import usable_cpus
+from headrace.core.plan import BLOCK_TOKENS
+from headrace.layers.base import BuildContext
+from headrace.models.registry import build_model
+from headrace.ops.batch import Batch, GroupBatch
+from headrace.ops.native import core
+from headrace.ops.native.record import Recorder
+from headrace.ops.table import select_ops
+from headrace.runner.build import arena_views
+from headrace.weights.dummy import DummyCheckpoint
+from kernels import DTYPES, seconds
+
+MODELS = {
+    "smollm2-135m": {
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True,
+        "max_position_embeddings": 8192,
+    },
+    "qwen3-0.6b": {
+        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936,
+        "tie_word_embeddings": True, "max_position_embeddings": 40_960,
+    },
+}  # fmt: skip
+PRODUCTS = ("qkv", "o", "gate_up", "down")
+"""Of a layer, in order."""
+
+
+class Step:
+    """A model with ``n_seqs`` sequences of ``context`` tokens, the last of each computed in this step."""
+
+    def __init__(self, config: dict[str, object], dtype: torch.dtype, n_seqs: int, context: int) -> None:
+        self.model = build_model(config, BuildContext(select_ops("cpu", dtype), dtype))
+        shapes, zero = self.model.tensor_shapes(), self.model.zero_centred()
+        self.model.load(DummyCheckpoint(config, shapes, seed=0, dtype=dtype, zero_centred=zero), threads=usable_cpus())
+        self._groups = group_layers(self.model.cache_specs())
+        self._n_seqs, self._context = n_seqs, context
+        columns = -(-context // BLOCK_TOKENS)
+        views = arena_views(arena_for_tokens(self._groups, n_seqs * columns * BLOCK_TOKENS), self._groups, dtype)
+        self._views = [view.normal_() for view in views]
+        self.model.bind_cache([group.layers for group in self._groups], views)
+        self.kv_bytes = n_seqs * context * sum(group.block_bytes for group in self._groups) // BLOCK_TOKENS
+        self._table = (1 + torch.arange(n_seqs * columns, dtype=torch.int32)).view(n_seqs, columns)
+        self._attention = select_ops("cpu", dtype).attention
+        self._batch = self._planned()
+        self.recorder = Recorder(n_seqs)
+        with self.recorder.recording(n_seqs):
+            self.run()
+
+    def _planned(self) -> Batch:
+        last = self._context - 1
+        where = self._table[:, last // BLOCK_TOKENS].long() * BLOCK_TOKENS + last % BLOCK_TOKENS
+        batch = Batch(
+            input_ids=torch.arange(self._n_seqs),
+            positions=torch.full((self._n_seqs,), last),
+            query_starts=torch.arange(self._n_seqs + 1),
+            seq_lens=torch.full((self._n_seqs,), self._context),
+            groups=tuple(GroupBatch(self._table, where) for _ in self._groups),
+        )
+        for index, (group, part) in enumerate(zip(self._groups, batch.groups, strict=True)):
+            part.metadata = self._attention.plan(batch, index, group.spec)
+        return batch
+
+    def run(self) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.model.logits(self.model.forward(self._batch))
+
+    def read(self) -> float:
+        """Seconds to read all weights, and as many bytes as the keys and values are."""
+        weights = [getattr(p.data, "memory", p.data) for p in self.model.parameters()]
+        # Small ones count with their bytes.
+        large = [w for w in weights if w.nbytes >= 1 << 16]
+
+        def run() -> None:
+            for w in large:
+                core.native().read_all(w.data_ptr(), w.nbytes // 512 * 512)
+
+        share = (sum(w.nbytes for w in weights) + self.kv_bytes) / sum(w.nbytes for w in large)
+        return seconds(run) * share
+
+
+def kinds(times: list[tuple[str, int]], n_layers: int) -> tuple[Counter[str], Counter[str]]:
+    """Nanoseconds and jobs, by kind."""
+    total: Counter[str] = Counter()
+    jobs: Counter[str] = Counter()
+    n_products = 0
+    for kind, nanoseconds in times:
+        name = kind
+        if kind == "Linear":
+            name = PRODUCTS[n_products % 4] if n_products < 4 * n_layers else "head"
+            n_products += 1
+        total[name] += nanoseconds
+        jobs[name] += 1
+    return total, jobs
+
+
+def measure(step: Step, n_seqs: int, rounds: int) -> None:
+    best: dict[str, float] = defaultdict(lambda: float("inf"))
+    fastest: list[tuple[str, int]] = []
+    for _ in range(rounds):
+        best["read"] = min(best["read"], step.read())
+        best["eager"] = min(best["eager"], seconds(step.run))
+        best["replay"] = min(best["replay"], seconds(lambda: step.recorder.replay(n_seqs)))
+        times = step.recorder.replay_timed(n_seqs)
+        if not fastest or sum(t for _, t in times) < sum(t for _, t in fastest):
+            fastest = times
+    read = best["read"]
+    print(
+        f"batch {n_seqs}: read {read * 1e3:.2f} ms ({(step.model.n_bytes + step.kv_bytes) / read / 1e9:.1f} GB/s)"
+        f"   replay {best['replay'] * 1e3:.2f} ms, {read / best['replay']:.2f} read"
+        f"   eager {best['eager'] * 1e3:.2f} ms, {best['eager'] / best['replay']:.2f} of replay"
+    )
+    total, jobs = kinds(fastest, len(step.model.cache_specs()))
+    whole = sum(total.values())
+    for name, nanoseconds in total.most_common():
+        print(f"  {name:14} {nanoseconds / 1e3:8.0f} us {nanoseconds / whole:6.1%} {jobs[name]:4} jobs", end="")
+        print(f" {nanoseconds / jobs[name] / 1e3:7.2f} us each")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=tuple(MODELS), default="smollm2-135m")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=usable_cpus())
+    parser.add_argument("--rounds", type=int, default=30)
+    args = parser.parse_args()
+    if not core.is_available():
+        sys.exit(core.reason())
+    torch.set_num_threads(1)
+    core.set_threads(args.threads)
+    print(f"{args.model}, {args.dtype}, context {args.context}, level {core.native().level()}, {args.threads} threads")
+    for n_seqs in args.batch:
+        measure(Step(MODELS[args.model], DTYPES[args.dtype], n_seqs, args.context), n_seqs, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
