@@ -48,10 +48,10 @@ void put_raw_logprobs(Row& row, int64_t token, int64_t n_top, const LogprobsOut&
 }
 
 // The limit of what top-k, top-p and min-p keep, in this order.
-uint64_t kept_limit(Row& row, const RowView& view, const SlotOptions& options, int64_t slot) {
+uint64_t kept_limit(Row& row, const RowView& view, const SlotOptions& options, int64_t slot, double top_p) {
     uint64_t limit = whole_row(view);
     if (options.top_k[slot] < view.size) limit = row.limit_by_count(view, options.top_k[slot], limit);
-    if (options.top_p[slot] < 1.0) limit = row.limit_by_mass(view, options.top_p[slot], limit);
+    if (top_p < 1.0) limit = row.limit_by_mass(view, top_p, limit);
     const int64_t least = int64_t(options.min_p[slot] * double(mass_one));
     return least > 0 ? std::min(limit, limit_of_least_mass(least)) : limit;
 }
@@ -64,14 +64,14 @@ Stream stream_of(const SlotOptions& options, int64_t slot, int64_t position) {
 }  // namespace
 
 template <class F>
-void NativeSampler::each_row(int64_t n_rows, int64_t most_edits, const F& f) {
+void NativeSampler::each_row(int64_t n_rows, int64_t most_edits, bool has_masks, const F& f) {
     Pool& pool = Pool::instance();
     const int n_threads = pool.threads();
     if (int64_t(scratch_.size()) < n_threads) scratch_.resize(size_t(n_threads));
     const bool side_by_side = n_rows >= 2 * n_threads;
     const int64_t n_parts = side_by_side ? 1 : parts_of(vocab_size_, n_threads);
     for (int thread = 0; thread < (side_by_side ? n_threads : 1); ++thread)
-        scratch_[size_t(thread)].reserve(vocab_size_, n_parts, most_edits);
+        scratch_[size_t(thread)].reserve(vocab_size_, n_parts, most_edits, has_masks);
     if (side_by_side)
         pool.each(n_rows, [&](int64_t r, int thread) { f(r, scratch_[size_t(thread)], 1); });
     else
@@ -79,40 +79,40 @@ void NativeSampler::each_row(int64_t n_rows, int64_t most_edits, const F& f) {
 }
 
 void NativeSampler::sample(const SampleJob& job, int64_t n_rows) {
-    each_row(n_rows, most_edits(job, n_rows), [&](int64_t r, Scratch& scratch, int64_t n_parts) {
+    each_row(n_rows, most_edits(job, n_rows), job.masks.index != nullptr, [&](int64_t r, Scratch& scratch, int64_t n_parts) {
         sample_row(job, r, scratch, n_parts);
     });
 }
 
 void NativeSampler::sample_row(const SampleJob& job, int64_t r, Scratch& scratch, int64_t n_parts) const {
     const int64_t slot = job.slots[r], flags = options_.flags[slot];
-    EditedRow edited(job, options_, r, scratch);
-    Row row(job.logits + r * job.stride, vocab_size_, scratch, n_parts);
+    EditedRow edited(job, vocab_size_, options_, r, scratch);
+    Row row(edited.logits(), vocab_size_, scratch, n_parts);
     float& top = job.tops[r] = row.find_top();
     int64_t& token = job.tokens[r] = -1;
     if (std::isfinite(top)) {
         token = row.top_token();
         if (flags & (sample_draw | sample_processed_logprobs)) {
             const RowView view = row.scaled(options_.temperature[slot]);
-            const uint64_t limit = kept_limit(row, view, options_, slot);
+            const uint64_t limit = kept_limit(row, view, options_, slot, job.top_p[r]);
             if (flags & sample_draw) token = row.race(view, limit, stream_of(options_, slot, job.positions[r]));
             if (flags & sample_processed_logprobs)
                 put_logprobs(row, view, {token, options_.n_logprobs[slot], limit, row.sum_masses(view, limit)},
                              job.logprobs, r);
         }
     }
-    const bool has_changed = edited.is_edited();
     edited.restore();
     if (!(flags & sample_raw_logprobs) || token < 0) return;
-    if (has_changed) top = row.find_top();
+    Row own(job.model_logits + r * job.model_stride, vocab_size_, scratch, n_parts);
+    top = own.find_top();
     if (std::isfinite(top))
-        put_raw_logprobs(row, token, options_.n_logprobs[slot], job.logprobs, r);
+        put_raw_logprobs(own, token, options_.n_logprobs[slot], job.logprobs, r);
     else
         token = -1;  // no edit may hide that the model went wrong
 }
 
 void NativeSampler::prompt_logprobs(const PromptJob& job, int64_t n_rows) {
-    each_row(n_rows, 0, [&](int64_t r, Scratch& scratch, int64_t n_parts) {
+    each_row(n_rows, 0, false, [&](int64_t r, Scratch& scratch, int64_t n_parts) {
         Row row(job.logits + r * job.stride, vocab_size_, scratch, n_parts);
         job.tops[r] = row.find_top();
         if (std::isfinite(job.tops[r])) put_raw_logprobs(row, job.next_tokens[r], job.n_top, job.logprobs, r);

@@ -135,6 +135,9 @@ def _penalties(s: Scenario) -> None:
         "embedding_bias": {5: 2.0, 9: -1.0},
         "bad_token_ids": [17, (40, 41)],
         "min_tokens": 6,
+        "no_repeat_ngram_size": 3,
+        "top_p_decay": 0.98,
+        "top_p_min": 0.7,
     }
 
 

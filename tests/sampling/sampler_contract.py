@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from headrace.core.plan import SlotInit
 from headrace.core.sampling_params import SamplingParams
 from headrace.ops.native.core import is_available, reason
-from headrace.sampling import NativeSampler, SampleOutcome, Sampler, SampleRows, TorchSampler
+from headrace.sampling import NativeSampler, RowMasks, SampleOutcome, Sampler, SampleRows, TorchSampler
 
 IMPLEMENTATIONS: dict[str, Callable[[int, int], Sampler]] = {"torch": TorchSampler, "native": NativeSampler}
 """Name to (n_slots, vocab_size) -> sampler."""
@@ -38,6 +38,8 @@ class Case:
     drafts: tuple[int, ...]
     logits: np.ndarray
     """float32 [1 + len(drafts), VOCAB]."""
+    allowed: tuple[frozenset[int] | None, ...] | None = None
+    """The tokens of each row's mask, where there is one; None: no row has any."""
 
 
 def sampling_params(**fields: object) -> SamplingParams:
@@ -73,8 +75,24 @@ def run(sampler: Sampler, cases: list[Case]) -> SampleOutcome:
         first_rows=np.cumsum([0, *counts[:-1]]),
         drafts=[case.drafts for case in cases],
         history=histories.__getitem__,
+        masks=_masks(cases),
     )
     return sampler.sample(rows, torch.from_numpy(np.concatenate([case.logits for case in cases])))
+
+
+def _masks(cases: list[Case]) -> RowMasks | None:
+    allowed = [one for case in cases for one in case.allowed or (None,) * len(case.logits)]
+    if not any(one is not None for one in allowed):
+        return None
+    vocab_size = cases[0].logits.shape[1]
+    index, words = np.full(len(allowed), -1), []
+    for row, tokens in enumerate(allowed):
+        if tokens is not None:
+            bits = np.zeros(-(-vocab_size // 32) * 32, bool)
+            bits[list(tokens)] = True
+            index[row] = len(words)
+            words.append(np.packbits(bits, bitorder="little").view("<u4"))
+    return RowMasks(index, np.stack(words))
 
 
 def one_row(sampling: SamplingParams, logits: list[float], history: list[int] | None = None, **init: int) -> Case:
@@ -97,6 +115,9 @@ def params(draw: st.DrawFn) -> SamplingParams:
         temperature=draw(maybe(st.sampled_from([0.0, 1e-40, 0.3, 1.0, 1.7, 50.0]))),
         top_k=draw(maybe(st.sampled_from([0, 1, 2, 5, VOCAB, 1000]))),
         top_p=draw(maybe(st.sampled_from([1e-9, 0.3, 0.9, 0.999, 1.0]))),
+        top_p_decay=draw(maybe(st.sampled_from([0.5, 0.9, 1.0]))),
+        top_p_min=draw(maybe(st.sampled_from([1e-6, 0.4, 1.0]))),
+        no_repeat_ngram_size=draw(maybe(st.integers(0, 4))),
         min_p=draw(maybe(st.sampled_from([0.0, 0.02, 0.5, 1.0]))),
         repetition_penalty=draw(maybe(st.sampled_from([0.5, 1.0, 1.3]))),
         presence_penalty=draw(maybe(st.sampled_from([-1.0, 0.0, 0.7]))),
@@ -129,7 +150,9 @@ def case(draw: st.DrawFn, slot: int) -> Case:
         seed=draw(st.integers(0, 2**64 - 1)),
         output_index=draw(st.integers(0, 3)),
     )
-    return Case(init, history, drafts, draw(logit_rows(1 + len(drafts))))
+    masks = st.none() | st.frozensets(TOKENS, max_size=VOCAB)
+    allowed = draw(maybe(st.tuples(*[masks] * (1 + len(drafts)))))
+    return Case(init, history, drafts, draw(logit_rows(1 + len(drafts))), allowed)
 
 
 @st.composite

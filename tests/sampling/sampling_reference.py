@@ -66,10 +66,12 @@ class Row:
     logprobs: TokenLogprobs | None = None
 
 
-def sample(init: SlotInit, history: list[int], logits: np.ndarray) -> Row:
-    """``history``: confirmed tokens, then the drafts before this row."""
+def sample(init: SlotInit, history: list[int], logits: np.ndarray, allowed: frozenset[int] | None = None) -> Row:
+    """``history``: confirmed tokens, then the drafts before this row. ``allowed``: the tokens of its mask."""
     sampling, position = init.sampling, len(history)
     x = _change(init, history, logits.copy())
+    if allowed is not None:
+        x[[token for token in range(len(x)) if token not in allowed]] = -np.inf
     if not math.isfinite(top := float(np.max(x))):
         return Row(None)
     greedy = sampling.is_greedy
@@ -80,7 +82,7 @@ def sample(init: SlotInit, history: list[int], logits: np.ndarray) -> Row:
     kept = [token for token in order.tolist() if y[token] > -np.inf]
     masses = mass(y)
     if not greedy:
-        kept = _filter(sampling, kept, masses)
+        kept = _filter(sampling, kept, masses, top_p(init, history))
     token = int(np.flatnonzero(x == top)[0])
     if not greedy:
         waits = [
@@ -131,14 +133,30 @@ def _change(init: SlotInit, history: list[int], x: np.ndarray) -> np.ndarray:
     for *rest, last in sampling.bad_token_ids or ():
         if not rest or history[-len(rest) :] == rest:
             x[last] = -np.inf
+    n = sampling.no_repeat_ngram_size
+    if n:
+        grams = {tuple(history[i : i + n]) for i in range(len(history) - n + 1)}
+        for token in range(len(x)):
+            if len(history) >= n - 1 and (*history[len(history) - n + 1 :], token) in grams:
+                x[token] = -np.inf
     return x
 
 
-def _filter(sampling: SamplingParams, kept: list[int], masses: np.ndarray) -> list[int]:
+def top_p(init: SlotInit, history: list[int]) -> float:
+    sampling = init.sampling
+    first = p = 1.0 if sampling.top_p is None else sampling.top_p
+    if sampling.top_p_decay is not None or sampling.top_p_min is not None:
+        for token in history[init.n_prompt :]:
+            decayed = p * (1.0 if sampling.top_p_decay is None else sampling.top_p_decay)
+            p = first if token == sampling.top_p_reset_ids else max(decayed, sampling.top_p_min or 0.0)
+    return p
+
+
+def _filter(sampling: SamplingParams, kept: list[int], masses: np.ndarray, p: float) -> list[int]:
     if sampling.top_k:
         kept = kept[: sampling.top_k]
-    if sampling.top_p is not None and sampling.top_p < 1.0:
-        needed = max(1, int(float(masses[kept].sum()) * sampling.top_p))
+    if p < 1.0:
+        needed = max(1, int(float(masses[kept].sum()) * p))
         before = np.cumsum(masses[kept]) - masses[kept]
         kept = [token for token, sum_before in zip(kept, before, strict=True) if sum_before < needed]
     if sampling.min_p:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from sampler_contract import IMPLEMENTATIONS, NAMES, VOCAB, Case, batch, one_row, run, sampling_params, slot_init
 
 from headrace.core.errors import EngineError, RequestError
-from headrace.sampling import NO_TOKEN, Sampler, SampleRows
+from headrace.sampling import NO_TOKEN, RowMasks, Sampler, SampleRows
 
 Factory = Callable[[int, int], Sampler]
 
@@ -30,7 +31,8 @@ def test_equals_the_definition(make: Factory, cases: list[Case]) -> None:
     row = 0
     for case in cases:
         for i, logits in enumerate(case.logits):
-            expected = reference.sample(case.init, case.history + list(case.drafts[:i]), logits)
+            allowed = case.allowed and case.allowed[i]
+            expected = reference.sample(case.init, case.history + list(case.drafts[:i]), logits, allowed)
             got = None if outcome.tokens[row] == NO_TOKEN else int(outcome.tokens[row])
             assert got == expected.token
             assert (row in outcome.errors) == (expected.token is None)
@@ -189,6 +191,85 @@ def test_row_of_a_draft_sees_the_drafts_before_it(make: Factory) -> None:
     sampling = sampling_params(bad_token_ids=[[1, 2, 3]], presence_penalty=20.0)
     case = Case(slot_init(0, sampling, n_prompt=2), [0, 1], (2, 3), logits)
     assert run(make(1, 4), [case]).tokens.tolist() == [3, 1, 1]
+
+
+def test_no_n_gram_is_repeated(make: Factory) -> None:
+    logits = [0.0, 1.0, 2.0, 9.0]
+    assert token_of(make, logits, [1, 3, 2, 1], n_prompt=4, no_repeat_ngram_size=2) == 2, "1 3 is in the prompt"
+    assert token_of(make, logits, [1, 3, 2, 1], n_prompt=4, no_repeat_ngram_size=3) == 3
+    assert token_of(make, logits, [3, 2], n_prompt=1, no_repeat_ngram_size=1) == 1, "no token twice"
+    assert token_of(make, logits, [3], n_prompt=1, no_repeat_ngram_size=0) == 3
+    assert token_of(make, logits, [3, 3, 3], n_prompt=1, no_repeat_ngram_size=2) == 2, "overlapping"
+
+
+def test_n_grams_reach_into_the_drafts(make: Factory) -> None:
+    logits = np.tile(np.array([0.0, 1.0, 2.0, 9.0], np.float32), (4, 1))
+    case = Case(slot_init(0, sampling_params(no_repeat_ngram_size=2), n_prompt=1), [2], (3, 2, 1), logits)
+    assert run(make(1, 4), [case]).tokens.tolist() == [3, 3, 2, 3]
+
+
+def test_top_p_decays_to_its_least_and_is_reset(make: Factory) -> None:
+    """Four equal tokens: how many may come says what top-p is."""
+    sampler = make(1, 4)
+    options = {"top_p": 1.0, "top_p_decay": 0.5, "top_p_min": 0.3, "top_p_reset_ids": 3}
+    sampler.bind(slot_init(0, sampling_params(**options), n_prompt=2))
+
+    def kept(output: list[int]) -> int:
+        history = np.array([3, 0, *output], np.int32)
+        drawn = set()
+        for seed in range(60):
+            sampler.bind(slot_init(0, sampling_params(**options), n_prompt=2, seed=seed))
+            rows = SampleRows.one_each(np.zeros(1, np.int64), np.array([len(history)]), lambda slot: history)
+            drawn.add(int(sampler.sample(rows, torch.zeros(1, 4)).tokens[0]))
+        assert drawn == set(range(len(drawn)))
+        return len(drawn)
+
+    assert [kept(output) for output in ([], [0], [0, 0], [0, 0, 0, 0])] == [4, 2, 2, 2]
+    assert [kept(output) for output in ([0, 0, 3], [0, 3, 0], [3])] == [4, 2, 4]
+    options["top_p_min"] = 0.01
+    assert [kept(output) for output in ([0], [0, 0], [0, 0, 0])] == [2, 1, 1]
+
+
+def test_top_p_counts_drafts(make: Factory) -> None:
+    sampling = sampling_params(top_p=1.0, top_p_decay=0.25)
+    logits = np.zeros((3, 4), np.float32)
+    drawn = {
+        tuple(run(make(1, 4), [Case(slot_init(0, sampling, seed=seed), [0, 1, 3], (2, 1), logits)]).tokens[1:])
+        for seed in range(40)
+    }
+    assert drawn == {(0, 0)}
+
+
+def test_a_mask_has_the_last_word(make: Factory) -> None:
+    case = one_row(sampling_params(embedding_bias={2: 50.0}, logprobs=1), [0.0, 5.0, 4.0, 1.0])
+    masked = Case(case.init, case.history, (), case.logits, (frozenset({0, 3}),))
+    outcome = run(make(1, 4), [masked])
+    assert outcome.tokens.tolist() == [3]
+    assert outcome.logprobs[0].top_ids == (1,), "raw logprobs do not know of it"
+    nothing = run(make(1, 4), [Case(case.init, case.history, (), case.logits, (frozenset(),))])
+    assert "every token is forbidden" in nothing.errors[0]
+
+
+def test_masks_that_do_not_fit_are_refused(make: Factory) -> None:
+    sampler = make(1, 40)
+    sampler.bind(slot_init(0, sampling_params()))
+    rows = SampleRows.one_each(np.zeros(1, np.int64), np.array([3]), lambda slot: np.zeros(3, np.int32))
+    for index, width in ((0, 1), (1, 2), (-2, 2)):
+        masks = RowMasks(np.array([index]), np.zeros((1, width), np.uint32))
+        with pytest.raises(ValueError, match="masks"):
+            sampler.sample(replace(rows, masks=masks), torch.zeros(1, 40))
+
+
+def test_raw_logprobs_are_of_the_model_s_logits(make: Factory) -> None:
+    """Even where the draw is over a copy that somebody has changed."""
+    sampler = make(2, 4)
+    for slot, bias in enumerate([None, {1: 1.0}]):
+        sampler.bind(slot_init(slot, sampling_params(logprobs=1, embedding_bias=bias)))
+    rows = SampleRows.one_each(np.arange(2), np.array([3, 3]), lambda slot: np.array([0, 1, 3], np.int32))
+    model = torch.tensor([[0.0, 1.0, 2.0, 3.0]] * 2)
+    outcome = sampler.sample(rows, torch.tensor([[9.0, 0.0, 0.0, 0.0]] * 2), model)
+    assert outcome.tokens.tolist() == [0, 0]
+    assert [(outcome.logprobs[row].rank, outcome.logprobs[row].top_ids) for row in (0, 1)] == [(4, (3,))] * 2
 
 
 def test_raw_logprobs_are_the_model_s_own(make: Factory) -> None:

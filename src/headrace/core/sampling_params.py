@@ -44,6 +44,12 @@ class SamplingParams(BaseModel):
     temperature: Annotated[float, Field(ge=0.0)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     top_p: Probability | None = None
+    top_p_decay: Probability | None = None
+    """Multiplies top_p after every token of the output."""
+    top_p_min: Probability | None = None
+    """Where the decay stops."""
+    top_p_reset_ids: Annotated[int, Field(ge=0)] | None = None
+    """The token after which top_p is what it was at first."""
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] | None = None
     """64-bit seed; None: drawn when the request is admitted, and reported in the output."""
@@ -61,6 +67,8 @@ class SamplingParams(BaseModel):
     """Words that are never generated."""
     bad_token_ids: tuple[TokenIds, ...] | None = None
     """Token sequences that are never generated (an id stands for a sequence of one)."""
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    """No sequence of so many tokens occurs twice in prompt and output together; 0: as often as it likes."""
 
     # Several outputs.
     n: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -89,10 +97,6 @@ class SamplingParams(BaseModel):
     beam_width_array: tuple[int, ...] | None = None
     length_penalty: float | None = None
     early_stopping: int | None = None
-    top_p_min: float | None = None
-    top_p_reset_ids: int | None = None
-    top_p_decay: float | None = None
-    no_repeat_ngram_size: int | None = None
     logits_processor: Any = None
     apply_batched_logits_processor: bool = False
     guided_decoding: Any = None
@@ -148,6 +152,8 @@ class SamplingParams(BaseModel):
             raise ValueError("stop texts are looked for in the text: leave detokenize on, or give stop_token_ids")
         if self.min_tokens and self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}")
+        if self.top_p_reset_ids is not None and self.top_p_decay is None and self.top_p_min is None:
+            raise ValueError("top_p_reset_ids goes with top_p_decay; without it there is nothing to set back")
         return self
 
     @property
@@ -163,6 +169,7 @@ def check_tokens(sampling: SamplingParams, vocab_size: int) -> None:
     be calculated with. For the front to call when a request comes in; ``bind`` calls it too."""
     fields: dict[str, Iterable[int]] = {
         "stop_token_ids": sampling.stop_token_ids or (),
+        "top_p_reset_ids": () if sampling.top_p_reset_ids is None else (sampling.top_p_reset_ids,),
         "embedding_bias": sampling.embedding_bias or (),
         "bad_token_ids": [token for sequence in sampling.bad_token_ids or () for token in sequence],
     }

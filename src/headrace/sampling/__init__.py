@@ -1,6 +1,6 @@
 """From logits to tokens and logprobs. ``docs/sampling.md`` defines the draw."""
 
-from .contract import NO_TOKEN, SampleOutcome, Sampler, SampleRows
+from .contract import NO_TOKEN, RowMasks, SampleOutcome, Sampler, SampleRows
 from .native import NativeSampler
 from .params import check_tokens
 from .sampler import TorchSampler
@@ -10,6 +10,7 @@ __all__ = [
     "NO_TOKEN",
     "EndRules",
     "NativeSampler",
+    "RowMasks",
     "SampleOutcome",
     "SampleRows",
     "Sampler",

@@ -11,6 +11,8 @@ from ..core.errors import RequestError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .contract import RowMasks
+
 
 def check_logits(logits: Tensor, n_rows: int, vocab_size: int) -> None:
     """``ValueError`` unless ``logits`` are float32 [n_rows, vocab_size]."""
@@ -18,6 +20,15 @@ def check_logits(logits: Tensor, n_rows: int, vocab_size: int) -> None:
         raise ValueError(
             f"logits are {logits.dtype} {list(logits.shape)}; expected torch.float32 {[n_rows, vocab_size]}"
         )
+
+
+def check_masks(masks: RowMasks, vocab_size: int) -> None:
+    """``ValueError`` unless the masks are uint32 of the right width, and each is there."""
+    width = -(-vocab_size // 32)
+    if masks.words.dtype != np.uint32 or masks.words.shape[1:] != (width,):
+        raise ValueError(f"masks are {masks.words.dtype} {list(masks.words.shape)}; expected uint32 [M, {width}]")
+    if len(masks.index) and not -1 <= masks.index.min() <= masks.index.max() < len(masks.words):
+        raise ValueError(f"rows have masks up to {masks.index.max()}, and there are {len(masks.words)}")
 
 
 def check_prompt_tokens(next_tokens: np.ndarray, vocab_size: int) -> None:
@@ -42,5 +53,5 @@ def problem_of(top: float) -> str | None:
     if top == np.inf:
         return "a logit is +inf: the model's own calculation, or a penalty, went out of range"
     if top == -np.inf:
-        return "every token is forbidden: bad words, biases and min_tokens leave none"
+        return "every token is forbidden: bans, biases, min_tokens and guided decoding together leave none"
     return None

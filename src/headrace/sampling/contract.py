@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 NO_TOKEN = -1
 """Stands where a row has no token because it failed. It equals no draft, so a verifier stops there."""
+
+
+class RowMasks(NamedTuple):
+    """The tokens that rows may give."""
+
+    index: np.ndarray
+    """int64 [R]: which of ``words`` is the mask of a row; -1: none, every token may come."""
+    words: np.ndarray
+    """uint32 [M, ceil(V / 32)]: bit t % 32 of word t // 32 says that token t is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,8 @@ class SampleRows:
     """[S]: the drafts of each sequence, one fewer than it has rows."""
     history: Callable[[int], np.ndarray]
     """The confirmed tokens (prompt, then output; int [n]) of a slot. Asked only where options look at them."""
+    masks: RowMasks | None = None
+    """None: no row has one."""
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -79,8 +90,11 @@ class Sampler(Protocol):
         """Lets go of what the slot holds; harmless on a free slot."""
         ...
 
-    def sample(self, rows: SampleRows, logits: Tensor) -> SampleOutcome:
-        """One token for each row of ``logits`` (float32 [R, V], not changed). Rows fail one by one, by ``errors``."""
+    def sample(self, rows: SampleRows, logits: Tensor, model_logits: Tensor | None = None) -> SampleOutcome:
+        """One token for each row of ``logits`` (float32 [R, V], not changed). Rows fail one by one, by ``errors``.
+
+        ``model_logits``: what raw logprobs are made of, where somebody has changed a copy of them; None: ``logits``.
+        """
         ...
 
     def prompt_logprobs(self, logits: Tensor, next_tokens: np.ndarray, n_top: int) -> list[TokenLogprobs]:

@@ -1,4 +1,6 @@
-"""Which logits of which rows change before the draw, and by what numbers. Samplers apply them, each in its own way.
+"""What the history of rows says about their draw: which logits change, by what numbers, and the top-p of each row.
+
+Samplers apply edits, each in its own way.
 
 Each function (state, rows, which) looks at the rows ``which``, which asked for that kind of edit, and at nothing of a
 row but its own slot, history and drafts.
@@ -43,7 +45,7 @@ def penalties(state: SamplerState, rows: SampleRows, which: np.ndarray) -> Edits
     for row, sequence in zip(which.tolist(), rows.sequence_of(which).tolist(), strict=True):
         slot = int(rows.slots[row])
         if slot not in histories:
-            histories[slot] = _history(rows, slot, sequence)
+            histories[slot] = confirmed(rows, slot, sequence)
             state.tokens_of(slot).counts.advance(histories[slot])
         row_ids, row_occurrences = state.tokens_of(slot).counts.with_drafts(rows.drafts_before(row, sequence))
         ids.append(row_ids)
@@ -71,10 +73,22 @@ def word_bans(state: SamplerState, rows: SampleRows, which: np.ndarray) -> Edits
         if tokens.bad_reach == 0:
             ids.append(tokens.bad_ids)
             continue
-        history = _history(rows, slot, sequence)
+        history = confirmed(rows, slot, sequence)
         tail = (*history[max(0, len(history) - tokens.bad_reach) :].tolist(), *rows.drafts_before(row, sequence))
         last = [token for rest, token in tokens.bad_sequences if tail[-len(rest) :] == rest]
         ids.append(np.concatenate([tokens.bad_ids, np.array(last, np.int64)]))
+    return Edits(ids, [])
+
+
+def ngram_bans(state: SamplerState, rows: SampleRows, which: np.ndarray) -> Edits:
+    """What would repeat an n-gram of history and drafts."""
+    ids = []
+    for row, sequence in zip(which.tolist(), rows.sequence_of(which).tolist(), strict=True):
+        slot = int(rows.slots[row])
+        history = confirmed(rows, slot, sequence)
+        ngrams = state.tokens_of(slot).ngrams
+        ngrams.advance(history)
+        ids.append(ngrams.banned(history, rows.drafts_before(row, sequence)))
     return Edits(ids, [])
 
 
@@ -83,11 +97,24 @@ KINDS: tuple[tuple[Flag, Find], ...] = (
     (Flag.PENALTIES, penalties),
     (Flag.MIN_TOKENS, end_bans),
     (Flag.BAD_WORDS, word_bans),
+    (Flag.NGRAMS, ngram_bans),
 )
 """In the order they are applied in."""
 
 
-def _history(rows: SampleRows, slot: int, sequence: int) -> np.ndarray:
+def top_p_of(state: SamplerState, rows: SampleRows) -> np.ndarray:
+    """The top-p of each row: float64 [R], in one piece."""
+    top_p = state.top_p[rows.slots]
+    which = np.flatnonzero(state.flags[rows.slots] & int(Flag.TOP_P_DECAY))
+    for row, sequence in zip(which.tolist(), rows.sequence_of(which).tolist(), strict=True):
+        slot = int(rows.slots[row])
+        decay = state.tokens_of(slot).top_p
+        decay.advance(confirmed(rows, slot, sequence))
+        top_p[row] = decay.with_drafts(rows.drafts_before(row, sequence))
+    return top_p
+
+
+def confirmed(rows: SampleRows, slot: int, sequence: int) -> np.ndarray:
     """The confirmed tokens of a slot, as many as the first row of its sequence says."""
     history = rows.history(slot)
     first = int(rows.first_rows[sequence])

@@ -1,4 +1,4 @@
-"""How often tokens have occurred: what penalties are made of. A function of the history; the counts are a cache."""
+"""What options of sampling look at in the history. Each is a function of it alone; what is kept here is a cache."""
 
 from __future__ import annotations
 
@@ -69,3 +69,72 @@ class TokenCounts:
         more = np.zeros(max(64, len(self._ids)), np.int64)
         self._ids = np.concatenate([self._ids, more])
         self._in_output = np.concatenate([self._in_output, more])
+
+
+class NgramIndex:
+    """Which tokens would repeat an n-gram of a sequence's history.
+
+    ``advance`` takes the confirmed tokens so far, as ``TokenCounts`` does; drafts are looked at without being kept.
+    """
+
+    def __init__(self, size: int, vocab_size: int) -> None:
+        """``size``: tokens of an n-gram, n >= 1; 0 where nobody asks."""
+        self._size = size
+        self._vocab_size = vocab_size
+        self._n_seen = 0
+        self._after: dict[tuple[int, ...], dict[int, None]] = {}
+        """n - 1 tokens -> the tokens that have followed them, in order."""
+
+    def advance(self, tokens: np.ndarray) -> None:
+        """``tokens``: int [n], prompt and output so far."""
+        if len(tokens) < self._n_seen:
+            self._n_seen = 0
+            self._after.clear()
+        rest = self._size - 1
+        first = max(rest, self._n_seen)
+        new = tokens[first - rest :].tolist()
+        for start in range(len(new) - rest):
+            self._after.setdefault(tuple(new[start : start + rest]), {})[new[start + rest]] = None
+        self._n_seen = len(tokens)
+
+    def banned(self, tokens: np.ndarray, drafts: Sequence[int]) -> np.ndarray:
+        """Token ids, int64 and distinct, that may not follow ``tokens`` (what ``advance`` was given) + ``drafts``."""
+        rest = self._size - 1
+        if len(tokens) + len(drafts) < rest:
+            return np.empty(0, np.int64)
+        end = [*tokens[max(0, len(tokens) - rest) :].tolist(), *drafts]
+        last = tuple(end[len(end) - rest :])
+        found = dict(self._after.get(last, {}))
+        for start in range(len(end) - rest):
+            if tuple(end[start : start + rest]) == last:
+                found[end[start + rest]] = None
+        return np.array([token for token in found if token < self._vocab_size], np.int64)
+
+
+class TopPDecay:
+    """The top-p of a sequence's next token: ``first``, and after each token of the output ``first`` again if that was
+    ``reset_id``, else max(top_p * decay, least). All in float64 (the factual-nucleus sampling of arXiv 2206.04624).
+    """
+
+    def __init__(self, n_prompt: int, first: float, decay: float, least: float, reset_id: int | None) -> None:
+        self._n_prompt = n_prompt
+        self._first = first
+        self._decay = decay
+        self._least = least
+        self._reset_id = reset_id
+        self._n_seen = n_prompt
+        self._top_p = first
+
+    def advance(self, tokens: np.ndarray) -> None:
+        """``tokens``: int [n], prompt and output so far."""
+        if len(tokens) < self._n_seen:
+            self._n_seen, self._top_p = self._n_prompt, self._first
+        self._top_p = self.with_drafts(tokens[self._n_seen :].tolist())
+        self._n_seen = max(self._n_seen, len(tokens))
+
+    def with_drafts(self, drafts: Sequence[int]) -> float:
+        """The top-p of the token that follows what ``advance`` was given + ``drafts``."""
+        top_p = self._top_p
+        for token in drafts:
+            top_p = self._first if token == self._reset_id else max(top_p * self._decay, self._least)
+        return top_p

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..core.plan import SlotInit, TokenLogprobs
 from ..ops.native.core import native
 from . import edits
-from .checks import check_logits, check_prompt_rows, check_prompt_tokens, problem_of
-from .contract import NO_TOKEN, SampleOutcome, SampleRows
+from .checks import check_logits, check_masks, check_prompt_rows, check_prompt_tokens, problem_of
+from .contract import NO_TOKEN, RowMasks, SampleOutcome, SampleRows
 from .params import Flag, SamplerState
 
 _CHANGES_LOGITS = int(Flag.of_logits())
@@ -33,7 +33,7 @@ class NativeSampler:
     def release(self, slot: int) -> None:
         self.state.release(slot)
 
-    def sample(self, rows: SampleRows, logits: Tensor) -> SampleOutcome:
+    def sample(self, rows: SampleRows, logits: Tensor, model_logits: Tensor | None = None) -> SampleOutcome:
         check_logits(logits, len(rows), self.state.vocab_size)
         n = len(rows)
         outcome = SampleOutcome(np.full(n, NO_TOKEN, np.int64))
@@ -47,11 +47,15 @@ class NativeSampler:
         width = int(self.state.n_logprobs[slots[wanting]].max(initial=0))
         columns = _LogprobColumns(self._core, n if len(wanting) else 0, min(width, self.state.vocab_size))
         tops = np.empty(n, np.float32)
+        top_p = edits.top_p_of(self.state, rows)
         lines = _in_rows(logits)
+        own = lines if model_logits is None else _in_rows(model_logits)
+        masks, mask_arrays = self._masks(rows.masks)
         self._sampler.sample(
-            lines.data_ptr(), lines.stride(0), n, _at(slots), _at(positions), *(kind.core for kind in found),
-            _at(outcome.tokens), _at(tops), columns.core,
+            lines.data_ptr(), lines.stride(0), own.data_ptr(), own.stride(0), n, _at(slots), _at(positions), _at(top_p),
+            *(kind.core for kind in found), masks, _at(outcome.tokens), _at(tops), columns.core,
         )  # fmt: skip
+        del mask_arrays
         outcome.n_changed = int(np.count_nonzero(flags & _CHANGES_LOGITS))
         for row in np.flatnonzero(outcome.tokens == NO_TOKEN).tolist():
             outcome.errors[row] = f"position {rows.positions[row]}: {problem_of(float(tops[row]))}"
@@ -76,9 +80,17 @@ class NativeSampler:
 
     def _options(self) -> dict[str, int]:
         """The arrays of the state, whose addresses do not change while it lives."""
-        names = ("flags", "temperature", "top_k", "top_p", "min_p", "seed_low", "seed_high", "output_index")
+        names = ("flags", "temperature", "top_k", "min_p", "seed_low", "seed_high", "output_index")
         names += ("repetition", "presence", "frequency", "n_logprobs")
         return {name: _at(getattr(self.state, name)) for name in names}
+
+    def _masks(self, masks: RowMasks | None) -> tuple[Any, tuple[np.ndarray, ...]]:
+        """As the core reads them, and what that points into."""
+        if masks is None:
+            return self._core.Masks(), ()
+        check_masks(masks, self.state.vocab_size)
+        index, words = np.ascontiguousarray(masks.index, np.int64), np.ascontiguousarray(masks.words, np.uint32)
+        return self._core.masks(_at(index), _at(words), words.shape[1]), (index, words)
 
     def _find_edits(self, rows: SampleRows, flags: np.ndarray) -> list[_PackedEdits]:
         """One for each of ``edits.KINDS``."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.plan import SlotInit
 from ..core.sampling_params import SamplingParams, check_tokens
-from .history import TokenCounts
+from .history import NgramIndex, TokenCounts, TopPDecay
 
 IntArray = np.ndarray
 _F32_MAX = float(np.finfo(np.float32).max)
@@ -27,6 +27,7 @@ class Flag(enum.IntFlag):
     PENALTIES = enum.auto()
     MIN_TOKENS = enum.auto()
     BAD_WORDS = enum.auto()
+    NGRAMS = enum.auto()
     DRAW = enum.auto()
     """Not greedy."""
     ORDER = enum.auto()
@@ -34,11 +35,12 @@ class Flag(enum.IntFlag):
     MIN_P = enum.auto()
     RAW_LOGPROBS = enum.auto()
     PROCESSED_LOGPROBS = enum.auto()
+    TOP_P_DECAY = enum.auto()
 
     @classmethod
     def of_logits(cls) -> Flag:
         """What changes logits."""
-        return cls.BIAS | cls.PENALTIES | cls.MIN_TOKENS | cls.BAD_WORDS
+        return cls.BIAS | cls.PENALTIES | cls.MIN_TOKENS | cls.BAD_WORDS | cls.NGRAMS
 
 
 @dataclass(slots=True)
@@ -54,6 +56,8 @@ class SlotTokens:
     bad_sequences: tuple[tuple[tuple[int, ...], int], ...]
     """(what must stand at the end of the history, the token then forbidden)."""
     counts: TokenCounts
+    ngrams: NgramIndex
+    top_p: TopPDecay
     bad_reach: int = field(init=False)
     """Tokens at the end of the history that ``bad_sequences`` look at."""
 
@@ -73,6 +77,7 @@ class SamplerState:
         self.temperature = np.ones(n_slots, np.float32)
         self.top_k = np.full(n_slots, vocab_size, np.int64)
         self.top_p = np.ones(n_slots, np.float64)
+        """That of the first token, where it decays."""
         self.min_p = np.zeros(n_slots, np.float64)
         self.seed_low = np.zeros(n_slots, np.int64)
         self.seed_high = np.zeros(n_slots, np.int64)
@@ -135,23 +140,34 @@ class SamplerState:
             bad_ids=np.array(sorted({sequence[0] for sequence in bad if len(sequence) == 1}), np.int64),
             bad_sequences=tuple((sequence[:-1], sequence[-1]) for sequence in bad if len(sequence) > 1),
             counts=TokenCounts(init.n_prompt, self.vocab_size),
+            ngrams=NgramIndex(sampling.no_repeat_ngram_size or 0, self.vocab_size),
+            top_p=TopPDecay(
+                init.n_prompt,
+                float(self.top_p[init.slot]),
+                1.0 if sampling.top_p_decay is None else sampling.top_p_decay,
+                0.0 if sampling.top_p_min is None else sampling.top_p_min,
+                sampling.top_p_reset_ids,
+            ),
         )
 
     def _flags(self, slot: int, sampling: SamplingParams) -> Flag:
         greedy = sampling.is_greedy
         wants_logprobs = sampling.logprobs is not None
         is_raw = sampling.logprobs_mode == "raw"
+        decays = not greedy and not (sampling.top_p_decay is None and sampling.top_p_min is None)
         has_penalty = self.repetition[slot] != 1.0 or self.presence[slot] != 0.0 or self.frequency[slot] != 0.0
         wanted = {
             Flag.BIAS: bool(sampling.embedding_bias),
             Flag.PENALTIES: bool(has_penalty),
             Flag.MIN_TOKENS: bool(sampling.min_tokens) and len(self.tokens_of(slot).end_ids) > 0,
             Flag.BAD_WORDS: bool(sampling.bad_token_ids),
+            Flag.NGRAMS: bool(sampling.no_repeat_ngram_size),
             Flag.DRAW: not greedy,
-            Flag.ORDER: bool(self.top_k[slot] < self.vocab_size or self.top_p[slot] < 1.0),
+            Flag.ORDER: bool(self.top_k[slot] < self.vocab_size or self.top_p[slot] < 1.0 or decays),
             Flag.MIN_P: bool(self.min_p[slot] > 0.0),
             Flag.RAW_LOGPROBS: wants_logprobs and is_raw,
             Flag.PROCESSED_LOGPROBS: wants_logprobs and not is_raw,
+            Flag.TOP_P_DECAY: decays,
         }
         flags = Flag(0)
         for flag, is_on in wanted.items():

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..core.plan import SlotInit, TokenLogprobs
 from . import logprobs
-from .checks import check_logits, check_prompt_rows, check_prompt_tokens, problem_of
+from .checks import check_logits, check_masks, check_prompt_rows, check_prompt_tokens, problem_of
 from .contract import NO_TOKEN, SampleOutcome, SampleRows
 from .draw import race
+from .edits import top_p_of
 from .filters import Filters, keep, min_mass
 from .logprobs import Wanted
 from .numerics import argmax_lowest, masses
@@ -43,21 +44,25 @@ class TorchSampler:
     def release(self, slot: int) -> None:
         self.state.release(slot)
 
-    def sample(self, rows: SampleRows, logits: Tensor) -> SampleOutcome:
+    def sample(self, rows: SampleRows, logits: Tensor, model_logits: Tensor | None = None) -> SampleOutcome:
         check_logits(logits, len(rows), self.state.vocab_size)
         outcome = SampleOutcome(np.full(len(rows), NO_TOKEN, np.int64))
         flags = self.state.flags[rows.slots]
         needs_change = (flags & _CHANGES_LOGITS) != 0
+        outcome.n_changed = int(np.count_nonzero(needs_change))
+        if rows.masks is not None:
+            check_masks(rows.masks, self.state.vocab_size)
+            needs_change |= rows.masks.index >= 0
         changed = np.flatnonzero(needs_change)
         if len(changed) < len(rows):
             everything = np.arange(len(rows))
             self._choose(rows, everything, ~needs_change, logits, outcome)
-        outcome.n_changed = len(changed)
         if len(changed):
             copy = logits[torch.from_numpy(changed).to(logits.device)]
             change_logits(self.state, rows, changed, copy)
             self._choose(rows, changed, np.ones(len(changed), bool), copy, outcome)
-        self._raw_logprobs(rows, np.flatnonzero(flags & int(Flag.RAW_LOGPROBS)), logits, outcome)
+        own = logits if model_logits is None else model_logits
+        self._raw_logprobs(rows, np.flatnonzero(flags & int(Flag.RAW_LOGPROBS)), own, outcome)
         return outcome
 
     def prompt_logprobs(self, logits: Tensor, next_tokens: np.ndarray, n_top: int) -> list[TokenLogprobs]:
@@ -122,10 +127,9 @@ class TorchSampler:
     def _finish_ordered(self, rows: SampleRows, which: np.ndarray, scaled: Tensor, outcome: SampleOutcome) -> None:
         """Draws among the tokens that top-k and top-p keep."""
         slots = rows.slots[which]
-        columns = (
-            self._column(values, slots, scaled) for values in (self.state.top_k, self.state.top_p, self.state.min_p)
-        )
-        kept = keep(scaled, Filters(*columns))
+        top_k, min_p = (self._column(values, slots, scaled) for values in (self.state.top_k, self.state.min_p))
+        top_p = torch.from_numpy(top_p_of(self.state, rows)[which])[:, None].to(scaled.device)
+        kept = keep(scaled, Filters(top_k, top_p, min_p))
         noise = noise_of(self._keys(rows, which, scaled), kept.ids)
         outcome.tokens[which] = race(kept.mass, noise, kept.ids).cpu().numpy()
         wanting = np.flatnonzero(self.state.flags[slots] & int(Flag.PROCESSED_LOGPROBS))

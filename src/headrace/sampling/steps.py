@@ -1,6 +1,6 @@
 """What is done to logits before the draw, in torch.
 
-bias -> penalties -> min tokens -> bad words            (temperature and filters follow, in the draw)
+bias -> penalties -> min tokens -> bad words -> n-grams -> masks        (temperature and filters follow, in the draw)
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import edits
-from .contract import SampleRows
+from .contract import RowMasks, SampleRows
 from .edits import Edits
 from .params import Flag, SamplerState
 
@@ -25,6 +25,16 @@ def change_logits(state: SamplerState, rows: SampleRows, which: np.ndarray, logi
             lengths = [len(ids) for ids in found.ids]
             where = torch.from_numpy(np.repeat(at, lengths) * logits.shape[-1] + np.concatenate(found.ids))
             _apply(flag, state, np.repeat(rows.slots[which[at]], lengths), found, logits, where.to(logits.device))
+    if rows.masks is not None:
+        _apply_masks(rows.masks, which, logits)
+
+
+def _apply_masks(masks: RowMasks, which: np.ndarray, logits: Tensor) -> None:
+    at = np.flatnonzero(masks.index[which] >= 0)
+    words = np.ascontiguousarray(masks.words[masks.index[which[at]]]).astype("<u4", copy=False)
+    is_allowed = np.unpackbits(words.view(np.uint8), axis=1, count=logits.shape[-1], bitorder="little").astype(bool)
+    where = torch.from_numpy(at).to(logits.device)
+    logits[where] = logits[where].masked_fill_(torch.from_numpy(~is_allowed).to(logits.device), -torch.inf)
 
 
 def _apply(flag: Flag, state: SamplerState, slots: np.ndarray, found: Edits, logits: Tensor, where: Tensor) -> None:

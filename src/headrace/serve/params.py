@@ -12,7 +12,8 @@ from .protocol import CompletionRequest, Generation
 
 # Same name, same meaning.
 _SAME = (
-    *("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens"),
+    *("top_k", "top_p", "top_p_decay", "top_p_reset_ids", "min_p", "repetition_penalty", "presence_penalty"),
+    *("frequency_penalty", "no_repeat_ngram_size", "min_tokens"),
     *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"),
     *("truncate_prompt_tokens", "stop_token_ids", "logprobs_mode"),
 )
@@ -59,6 +60,7 @@ def _params(body: Generation, **more: Any) -> SamplingParams:
         # OpenAI's seeds are signed.
         seed=None if body.seed is None else body.seed % (1 << 64),
         stop=body.stop or None,
+        top_p_min=body.top_p_min or None,
         embedding_bias=bias or None,
         **{name: getattr(body, name) for name in _SAME},
         **more,

@@ -62,7 +62,6 @@ MISSING_SAMPLING = (
     Missing("use_beam_search", _BEAMS, (None, False)),
     Missing("length_penalty", _BEAMS, (None, 1.0)),
     Missing("early_stopping", _BEAMS, (None, False)),
-    Missing("top_p_min", f"top-p decay is {NOT_YET}", (None, 0.0)),
     Missing("return_context_logits", f"raw logits are {NOT_YET}; prompt_logprobs is there", (None, False)),
     Missing("response_format", f"guided decoding is {NOT_YET}", (None, {"type": "text"})),
     Missing("lora_request", f"LoRA is {NOT_YET}"),
@@ -160,6 +159,11 @@ class Generation(Body):
     # Beyond OpenAI: names and meanings of SamplingParams.
     top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    top_p_decay: Probability | None = None
+    top_p_min: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """0: as none."""
+    top_p_reset_ids: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0.0, le=100.0)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool = False
