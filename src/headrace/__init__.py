@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from headrace.core.outputs import Logprob
     from headrace.core.pooling import PoolingParams
+    from headrace.core.processors import BatchedLogitsProcessor, LogitsProcessor
     from headrace.core.sampling_params import SamplingParams
     from headrace.engine.results import CompletionOutput, EncodeOutput, RequestOutput
     from headrace.llm import LLM
@@ -38,6 +39,8 @@ _HOME = {
     "LLM": "headrace.llm",
     "PoolingParams": "headrace.core.pooling",
     "SamplingParams": "headrace.core.sampling_params",
+    "BatchedLogitsProcessor": "headrace.core.processors",
+    "LogitsProcessor": "headrace.core.processors",
     "KvCacheConfig": "headrace.core.config",
     "CudaGraphConfig": "headrace.core.config",
     "SchedulerConfig": "headrace.core.config",
@@ -59,6 +62,7 @@ _HOME = {
 
 __all__ = [
     "LLM",
+    "BatchedLogitsProcessor",
     "CapacitySchedulerPolicy",
     "CheckpointError",
     "CompletionOutput",
@@ -70,6 +74,7 @@ __all__ = [
     "EngineError",
     "HeadraceError",
     "KvCacheConfig",
+    "LogitsProcessor",
     "Logprob",
     "ModelError",
     "NGramDecodingConfig",

@@ -22,6 +22,7 @@ from headrace import (
     SamplingParams,
     SchedulerConfig,
 )
+from headrace.engine import wire
 from parity import tiny
 from tiny_text import write_tokenizer
 
@@ -105,7 +106,7 @@ def test_bad_prompts_name_what_is_wrong(llm: LLM, prompt: Any, word: str) -> Non
         ({"n": 2}, "greedy"),
         ({"n": 2, "best_of": 3, "temperature": 1.0}, "best_of"),
         ({"top_p": 1.5}, "top_p"),
-        ({"logits_processor": lambda *_: None}, "logits_processor"),
+        ({"apply_batched_logits_processor": True}, "batched_logits_processor"),
     ],
 )
 def test_bad_options_name_the_field(llm: LLM, options: dict[str, Any], word: str) -> None:
@@ -339,3 +340,26 @@ def test_shutdown_cancels_and_may_be_called_twice(folder: Path) -> None:
     llm.shutdown()
     with pytest.raises(EngineDeadError):
         llm.generate([5], FOREVER)
+
+
+def test_an_error_in_a_callback_is_the_request_s_own(llm: LLM) -> None:
+    def fail_later(req_id: int, logits: torch.Tensor, token_ids: list[list[int]], *rest: object) -> None:
+        if len(token_ids[0]) > 6:
+            raise LookupError("no such luck")
+
+    options = SamplingParams(max_tokens=20, end_id=-1)
+    mine = llm.generate_async([5, 6, 7], options.model_copy(update={"logits_processor": (fail_later,)}))
+    others = [llm.generate_async([5, 6, 7], options) for _ in range(3)]
+    with pytest.raises(RequestError, match="no such luck"):
+        mine.result(timeout=60)
+    assert [len(other.result(timeout=60).outputs[0].token_ids) for other in others] == [20] * 3
+    idle(llm)
+
+
+def test_a_callable_is_refused_where_it_cannot_go() -> None:
+    with pytest.raises(RequestError, match="logits_processor"):
+        SamplingParams(logits_processor=3)
+    with pytest.raises(ConfigError, match="batched_logits_processor"):
+        LLM("nowhere", batched_logits_processor="module:name")
+    with pytest.raises(RequestError, match="process of its own"):
+        wire.encode(SamplingParams(logits_processor=print))

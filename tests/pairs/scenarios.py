@@ -141,6 +141,30 @@ def _penalties(s: Scenario) -> None:
     }
 
 
+class _Nudge:
+    """Adds what follows from the tokens so far, as a processor should."""
+
+    def __call__(self, req_id: int, logits: Any, token_ids: list[list[int]], stream_ptr: None, client_id: int) -> None:
+        (tokens,) = token_ids
+        assert (*logits.shape[:2], stream_ptr) == (1, 1, None)
+        assert client_id > 0
+        logits[0, 0, (tokens[-1] * 7 + len(tokens)) % 300] += 1.5
+        logits[0, 0, tokens[len(tokens) // 2]] -= 3.0
+
+
+class _NudgeAll:
+    def __call__(
+        self, req_ids: list[int], logits: list, token_ids: list, stream_ptr: None, client_ids: list[int]
+    ) -> None:
+        for row in zip(req_ids, logits, token_ids, client_ids, strict=True):
+            _Nudge()(row[0], row[1], row[2], stream_ptr, row[3])
+
+
+def _logits_processor(s: Scenario) -> None:
+    s.args["batched_logits_processor"] = _NudgeAll()
+    s.shaping |= {"logits_processor": _Nudge(), "apply_batched_logits_processor": True}
+
+
 def _stop_strings(s: Scenario) -> None:
     s.shaping["stop"] = list("aeiouxyz")
 
@@ -164,6 +188,7 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "logprobs": _logprobs,
     "prompt_logprobs": _prompt_logprobs,
     "penalties": _penalties,
+    "logits_processor": _logits_processor,
     "stop_strings": _stop_strings,
     "encode": _encode,
 }

@@ -24,8 +24,10 @@ _SAMPLING = "Sampling"
 # Fields that say what a Python caller gets back, or that the commands set themselves.
 _NOT_IN_A_TERMINAL = {
     "add_special_tokens",
+    "apply_batched_logits_processor",
     "detokenize",
     "exclude_input_from_output",
+    "logits_processor",
     "pad_id",
     "return_perf_metrics",
     "spaces_between_special_tokens",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from .errors import ConfigError
 from .features import MISSING_ARGS, refuse_missing_args
@@ -134,11 +134,24 @@ class LlmArgs(Config):
     sampler_type: Literal["auto", "TRTLLMSampler", "TorchSampler"] = "auto"
     """The native core's ("TRTLLMSampler") or torch's ("TorchSampler"): same tokens, same logprobs. "auto" is the native
     one where there is a native core."""
+    batched_logits_processor: Any = None
+    """A ``BatchedLogitsProcessor`` for the requests that ask for it."""
     num_threads: Positive | None = None
     """Compute threads; None: the CPUs this process may use."""
     iter_stats_max_iterations: Positive = 1000
     """Iterations that ``get_stats`` remembers between two calls."""
     return_perf_metrics: bool = False
+
+    @field_validator("batched_logits_processor")
+    @classmethod
+    def _callable(cls, value: Any) -> Any:
+        if value is not None and not callable(value):
+            raise ValueError(f"give a BatchedLogitsProcessor, not a {type(value).__name__}")
+        return value
+
+    @field_serializer("batched_logits_processor", when_used="json-unless-none")
+    def _name_of_callable(self, value: Any) -> str:
+        return type(value).__name__
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:

@@ -101,6 +101,8 @@ class SlotInit:
     """Total length (prompt + output) at which the sequence ends with LENGTH."""
     pooling: Pooling | None = None
     """What is taken from the prompt's rows; None: it is continued."""
+    request_id: int = -1
+    """The request's, as its user knows it; -1 where nobody asks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -70,6 +70,12 @@ class SamplingParams(BaseModel):
     no_repeat_ngram_size: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     """No sequence of so many tokens occurs twice in prompt and output together; 0: as often as it likes."""
 
+    # User code (core/processors.py).
+    logits_processor: tuple[Callable[..., None], ...] | None = None
+    """Called in order with the logits of every row, before all other options (one or several)."""
+    apply_batched_logits_processor: bool = False
+    """The engine's ``batched_logits_processor`` sees this request too, after its own."""
+
     # Several outputs.
     n: Annotated[int, Field(ge=1, le=1024)] = 1
     best_of: Annotated[int, Field(ge=1)] | None = None
@@ -97,8 +103,6 @@ class SamplingParams(BaseModel):
     beam_width_array: tuple[int, ...] | None = None
     length_penalty: float | None = None
     early_stopping: int | None = None
-    logits_processor: Any = None
-    apply_batched_logits_processor: bool = False
     guided_decoding: Any = None
     return_context_logits: bool = False
     return_generation_logits: bool = False
@@ -134,6 +138,14 @@ class SamplingParams(BaseModel):
         if any(not sequence for sequence in sequences):
             raise ValueError("an empty token sequence would forbid everything")
         return sequences
+
+    @field_validator("logits_processor", mode="before")
+    @classmethod
+    def _one_or_many_callables(cls, value: Any) -> Any:
+        processors = value if value is None or isinstance(value, list | tuple) else (value,)
+        if processors is not None and not all(callable(one) for one in processors):
+            raise ValueError("give a callable (see LogitsProcessor), or a list of them")
+        return tuple(processors or ()) or None
 
     @field_validator("embedding_bias", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from headrace.core.clock import SystemClock
 from headrace.core.config import LlmArgs
+from headrace.core.errors import ConfigError
 from headrace.core.phases import Phases
 
 from .engine import Engine
@@ -19,6 +20,11 @@ def launch_engine(args: LlmArgs, heartbeat_limit: float, command: Sequence[str] 
     ``heartbeat_limit``: the age in seconds at which the engine's heartbeat will be found too old. ``command``: what
     runs as that process.
     """
+    if args.batched_logits_processor is not None:
+        raise ConfigError(
+            "batched_logits_processor: the engine gets a process of its own, which a callable cannot reach;"
+            " use LLM(...), whose engine is in the process of its caller"
+        )
     clock = SystemClock()
     phases = Phases(clock)
     check_features(args)

@@ -167,6 +167,12 @@ def error_of(fault: Fault) -> HeadraceError:
 
 def _to_wire(value: Any) -> Any:
     if isinstance(value, SamplingParams):
+        if value.logits_processor is not None:
+            raise RequestError(
+                "SamplingParams.logits_processor: the engine is in a process of its own, which a callable cannot"
+                " reach; use LLM(...), whose engine is in the process of its caller",
+                param="logits_processor",
+            )
         fields = value.model_dump(exclude_defaults=True)
         for name, field in fields.items():
             if isinstance(field, int) and field > _MAX_INT:

@@ -25,7 +25,7 @@ from headrace.models.registry import build_model
 from headrace.ops.memory import huge_zeros
 from headrace.ops.native import core
 from headrace.ops.table import FORCE_VARIABLE, Ops, read_forced, select_ops
-from headrace.sampling import NativeSampler, Sampler, TorchSampler
+from headrace.sampling import NativeSampler, ProcessingSampler, Sampler, TorchSampler
 from headrace.weights.checkpoint import Checkpoint
 from headrace.weights.dummy import DummyCheckpoint
 
@@ -95,6 +95,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         "graph_sizes": list(sizes),
         "pooling": msgspec.to_builtins(model.pooling),
     }
+    sampler = ProcessingSampler(sampler, args.batched_logits_processor)
     runner = StepRunner(model, sampler, ops.attention, groups, views, slots, graphs, Poolers(model))
     return Worker(runner, capacity, memory, effective)
 

@@ -168,6 +168,7 @@ class StepRunner:
         outcome = self.sampler.sample(rows, logits_of(torch.from_numpy(hidden_rows)))
         counters["logprob_rows"] += len(outcome.logprobs)
         counters["processed_rows"] += outcome.n_changed
+        counters["processor_calls"] += outcome.n_processed
         return outcome, {item.index: int(first) for item, first in zip(items, first_rows, strict=True)}
 
     def _settle(

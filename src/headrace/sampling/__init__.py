@@ -3,6 +3,7 @@
 from .contract import NO_TOKEN, RowMasks, SampleOutcome, Sampler, SampleRows
 from .native import NativeSampler
 from .params import check_tokens
+from .processors import ProcessingSampler
 from .sampler import TorchSampler
 from .verify import EndRules, Verified, verify
 
@@ -10,6 +11,7 @@ __all__ = [
     "NO_TOKEN",
     "EndRules",
     "NativeSampler",
+    "ProcessingSampler",
     "RowMasks",
     "SampleOutcome",
     "SampleRows",

@@ -238,6 +238,7 @@ class Planner:
                 eos_ids=request.eos_ids,
                 max_length=seq.max_length,
                 pooling=request.pooling,
+                request_id=request.request_id,
             )
         )
         if seq.cached_tokens is None:

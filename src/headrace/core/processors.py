@@ -1,0 +1,50 @@
+"""What users may do to logits: the callbacks of ``SamplingParams`` and ``LLM``. Names follow TensorRT-LLM's LLM API.
+
+A processor changes logits in place, before every other option of sampling. It is called for each row that is sampled,
+with all tokens before it: under speculation that is a row for each draft too, and a row whose draft is then refused was
+called for nothing. So what it does must follow from ``token_ids``; what it remembers between calls is its own affair.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LogitsProcessor(ABC):
+    """A processor of one request. Any callable of this signature will do."""
+
+    @abstractmethod
+    def __call__(
+        self, req_id: int, logits: Tensor, token_ids: list[list[int]], stream_ptr: int | None, client_id: int | None
+    ) -> None:
+        """Changes ``logits``.
+
+        Args:
+            req_id: of this output; each of a request's n has its own.
+            logits: float32 [1, 1, V]; only during the call.
+            token_ids: one list: prompt, output and drafts so far.
+            stream_ptr: None: there is no CUDA stream.
+            client_id: ``RequestOutput.request_id``.
+        """
+
+
+class BatchedLogitsProcessor(ABC):
+    """A processor of all requests that ask for it with ``apply_batched_logits_processor``, called once a step.
+
+    If it raises it is called again for each row by itself, so that only those requests fail which it cannot take.
+    """
+
+    @abstractmethod
+    def __call__(
+        self,
+        req_ids: list[int],
+        logits: list[Tensor],
+        token_ids: list[list[list[int]]],
+        stream_ptr: int | None,
+        client_ids: list[int | None],
+    ) -> None:
+        """Changes ``logits``. Lists with an element for each row, as ``LogitsProcessor`` takes it."""
