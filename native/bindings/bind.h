@@ -17,6 +17,7 @@ void bind_attention(nanobind::module_& m);
 void bind_elementwise(nanobind::module_& m);
 void bind_moe(nanobind::module_& m);
 void bind_norm(nanobind::module_& m);
+void bind_recurrent(nanobind::module_& m);
 void bind_roofline(nanobind::module_& m);
 void bind_sampler(nanobind::module_& m);
 void bind_tape(nanobind::module_& m);

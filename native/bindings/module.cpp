@@ -23,6 +23,7 @@ NB_MODULE(_native, m) {
     bind_elementwise(m);
     bind_moe(m);
     bind_norm(m);
+    bind_recurrent(m);
     bind_roofline(m);
     bind_sampler(m);
     bind_tape(m);

@@ -8,6 +8,7 @@
 #include "kernels/linear.h"
 #include "kernels/moe.h"
 #include "kernels/norm.h"
+#include "kernels/recurrent.h"
 #include "kernels/roofline.h"
 #include "kernels/sampler.h"
 #include "kernels/table.h"
@@ -45,6 +46,8 @@ const KernelTable& HEADRACE_TABLE() {
         .layer_norm_bf16 = layer_norm<bf16>,
         .rms_norm_f32 = rms_norm<float>,
         .rms_norm_bf16 = rms_norm<bf16>,
+        .recurrent = {{recur<Recurrent::gated_delta, float>, recur<Recurrent::gated_delta, bf16>},
+                      {recur<Recurrent::mamba2, float>, recur<Recurrent::mamba2, bf16>}},
         .sampler_largest = sampler_largest,
         .sampler_sum_masses = sampler_sum_masses,
         .sampler_fill_by_mass = sampler_fill_buckets<true>,

@@ -7,6 +7,7 @@
 #include "kernels/linear_args.h"
 #include "kernels/moe_args.h"
 #include "kernels/norm_args.h"
+#include "kernels/recurrent_args.h"
 #include "kernels/sampler_args.h"
 
 namespace headrace {
@@ -50,6 +51,8 @@ struct KernelTable {
     void (*layer_norm_bf16)(const LayerNorm&, int64_t first_row, int64_t last_row);
     void (*rms_norm_f32)(const RmsNorm&, int64_t first_row, int64_t last_row);
     void (*rms_norm_bf16)(const RmsNorm&, int64_t first_row, int64_t last_row);
+
+    void (*recurrent[int(Recurrent::count)][2])(const Recurrence&, const StateRows&, int64_t unit, float* scratch);
 
     // Tokens first .. last - 1 of a row; see kernels/sampler.h.
     Largest (*sampler_largest)(const float* x, int64_t first, int64_t last, float* block_max);

@@ -16,8 +16,8 @@ SLIDING = SlidingKV(n_kv_heads=2, head_dim=16, itemsize=2, window=40)
 
 
 def test_bytes_count_keys_and_values_of_their_own_width() -> None:
-    assert FULL.bytes_per_token == 2 * (16 + 16) * 2
-    assert FullKV(2, 192, 1, v_head_dim=128).bytes_per_token == 2 * (192 + 128)
+    assert FULL.bytes_per_block == 32 * 2 * (16 + 16) * 2
+    assert FullKV(2, 192, 1, v_head_dim=128).bytes_per_block == 32 * 2 * (192 + 128)
 
 
 @pytest.mark.parametrize(("length", "first"), [(0, 0), (39, 0), (70, 0), (71, 32), (102, 32), (103, 64)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from sim_rig import EOS, STOP, Rig, RigConfig, full, in_chunks, sliding
+from sim_rig import EOS, STOP, Rig, RigConfig, full, in_chunks, sliding, state
 
 from headrace.cache.manager import CacheOptions
 from headrace.core.pooling import Pooling
@@ -20,6 +20,10 @@ LAYERS = (
     lambda window: (sliding(window),),
     lambda window: (in_chunks(window),) * 3 + (full(),),
     lambda window: (in_chunks(window), sliding(window + 9)),
+    lambda window: (full(), state()),
+    lambda window: (state(1000), state(1000), full()),
+    lambda window: (sliding(window), state(), full()),
+    lambda window: (state(),),
 )
 CAPACITY = ("MAX_UTILIZATION",) * 4 + ("GUARANTEED_NO_EVICT", "STATIC_BATCH")
 CHUNKING = ("FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS")

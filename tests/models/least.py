@@ -20,6 +20,14 @@ _OWN: dict[str, dict[str, Any]] = {
         "intermediate_size": None,
         "block_configs": [{"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 1.0}}] * 2,
     },
+    "NemotronHForCausalLM": {
+        "num_hidden_layers": None,
+        "hybrid_override_pattern": "M*",
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 6,
+        "ssm_state_size": 8,
+        "n_groups": 2,
+    },
 }
 """What an architecture has instead, or beside it."""
 
@@ -33,5 +41,5 @@ def least(architecture: str, **changes: Any) -> dict[str, Any]:
 def required(architecture: str) -> list[str]:
     """Fields without a default."""
     wanted = least(architecture)
-    optional = {"architectures", "num_key_value_heads", "head_dim"}
+    optional = {"architectures", "num_key_value_heads", "head_dim", "mamba_head_dim", "ssm_state_size", "n_groups"}
     return [name for name, value in wanted.items() if value is not None and name not in optional]

@@ -14,6 +14,7 @@ from headrace.layers.base import BuildContext
 from headrace.models.base import Model
 from headrace.models.registry import ARCHITECTURES, build_model
 from headrace.ops.batch import Batch, GroupBatch
+from headrace.ops.blocks import block_layout
 from headrace.ops.table import select_ops
 from headrace.weights.checkpoint import open_checkpoint
 from headrace.weights.dummy import DummyCheckpoint, write_safetensors
@@ -141,17 +142,21 @@ def test_tensors_that_carry_nothing_are_passed_over(tmp_path):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_random_weights_in_half_precision_run(architecture):
-    model = build(architecture, torch.bfloat16, sliding_window=8, use_sliding_window=True, max_window_layers=1)
+    sliding = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
+    model = build(architecture, torch.bfloat16, **({} if architecture == "NemotronHForCausalLM" else sliding))
     shapes = model.tensor_shapes()
     model.load(DummyCheckpoint({}, shapes, seed=1, zero_centred=model.zero_centred()))
     specs = model.cache_specs()
     layers = [[i for i, spec in enumerate(specs) if spec == kind] for kind in dict.fromkeys(specs)]
-    views = [torch.full((3, len(members), 2 * 2 * 32 * 8), torch.nan, dtype=torch.bfloat16) for members in layers]
+    views = []
+    for members in layers:
+        numbers, dtype = block_layout(specs[members[0]], torch.bfloat16)
+        views.append(torch.full((3, len(members), numbers), torch.nan, dtype=dtype))
     model.bind_cache(layers, views)
     group = [GroupBatch(torch.tensor([[1, 2]], dtype=torch.int32), torch.arange(32, 72)) for _ in layers]
     batch = Batch(torch.arange(40), torch.arange(40), torch.tensor([0, 40]), torch.tensor([40]), tuple(group))
     for index, members in enumerate(layers):
-        batch.groups[index].metadata = select_ops("cpu", torch.float32).attention.plan(batch, index, specs[members[0]])
+        batch.groups[index].metadata = select_ops("cpu", torch.float32).plan(batch, index, specs[members[0]])
     with torch.inference_mode():
         hidden = model.forward(batch)
         logits = model.logits(hidden[-2:]) if model.pooling.generates else model.pooled(hidden[-2:])

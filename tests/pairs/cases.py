@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from headrace.core.features import FEATURES, feature
+from headrace.core.features import FEATURES, absent_with_states, feature
 
 FULL = ("llama", "qwen2", "qwen3", "nemotron", "decilm", "mixtral", "qwen3-moe")
 """Families whose layers all keep everything."""
@@ -22,7 +22,9 @@ WINDOWED = (
 """Families with a window: in some layers (Gemma, GPT-OSS, EXAONE and Llama 4, whose full layers have no rope) or in all
 (Mistral, Phi with its long rope). The window, or the chunk of Llama 4, is longer than a block and shorter than the
 prompts."""
-FAMILIES = (*FULL, *WINDOWED)
+STATEFUL = ("nemotron-h",)
+"""Families with recurrent layers."""
+FAMILIES = (*FULL, *WINDOWED, *STATEFUL)
 """Variants of ``parity.tiny``, one for each architecture."""
 
 ENCODE_ONLY = ("classification", "reward")
@@ -35,14 +37,24 @@ def _possible(pair: tuple[str, ...]) -> bool:
     return not any(other in (feature(one).excludes or {}) for one, other in itertools.permutations(pair, 2))
 
 
-ALONE = tuple((name,) for name in NAMES)
 PAIRS = tuple(pair for pair in itertools.combinations(NAMES, 2) if _possible(pair))
+
+
+def names_on(family: str) -> tuple[str, ...]:
+    """Features that can act on a family."""
+    absent = absent_with_states() if family in STATEFUL else {}
+    return tuple(name for name in NAMES if name not in absent)
+
+
+def pairs_on(family: str) -> tuple[tuple[str, ...], ...]:
+    """Every two of them that go together."""
+    return tuple(pair for pair in PAIRS if set(pair) <= set(names_on(family)))
 
 
 def _quick(kind: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Every pair on one family of a kind: the one that its features are newest to, of those with the fewest pairs."""
     met: dict[str, Counter[str]] = {family: Counter() for family in kind}
-    for pair in PAIRS:
+    for pair in pairs_on(kind[0]):
         family = min(kind, key=lambda one: (sum(met[one][name] > 0 for name in pair), met[one].total()))
         met[family].update(pair)
         yield pair, family
@@ -58,14 +70,18 @@ class Case:
 
     @property
     def id(self) -> str:
-        return f"{'everything' if self.names == NAMES else '+'.join(self.names)}-{self.family}"
+        return f"{'everything' if self.names == names_on(self.family) else '+'.join(self.names)}-{self.family}"
 
 
 def all_cases() -> list[Case]:
-    """Every feature alone, every pair, and everything at once, on every family. Of the pairs, each is quick on two
+    """Every feature alone, every pair, and everything at once, on every family. Of the pairs, each is quick on three
     families, one of each kind, that change from pair to pair. A family's cases stand together: they share its plain
     runs."""
-    quick = {*_quick(FULL), *_quick(WINDOWED)}
-    cases = [Case(names, family, is_slow=False) for family in FAMILIES for names in (*ALONE, NAMES)]
-    cases += [Case(pair, family, (pair, family) not in quick) for family in FAMILIES for pair in PAIRS]
+    quick = {*_quick(FULL), *_quick(WINDOWED), *_quick(STATEFUL)}
+    cases = [
+        Case(names, family, is_slow=False)
+        for family in FAMILIES
+        for names in (*((name,) for name in names_on(family)), names_on(family))
+    ]
+    cases += [Case(pair, family, (pair, family) not in quick) for family in FAMILIES for pair in pairs_on(family)]
     return sorted(cases, key=lambda case: (case.is_slow, FAMILIES.index(case.family)))

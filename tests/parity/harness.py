@@ -16,6 +16,7 @@ from headrace.layers.base import BuildContext
 from headrace.models.base import Model
 from headrace.models.registry import build_model
 from headrace.ops.batch import Batch, GroupBatch
+from headrace.ops.blocks import block_layout
 from headrace.ops.table import Ops, select_ops
 from headrace.weights.checkpoint import open_checkpoint
 
@@ -102,8 +103,8 @@ class ModelRun:
         n_blocks = 1 + sum((len(prompt) + max_tokens) // BLOCK_TOKENS + 1 for prompt in prompts)
         views = []
         for group in self.groups:
-            numbers = BLOCK_TOKENS * group.spec.bytes_per_token // self.dtype.itemsize
-            views.append(torch.full((n_blocks, len(group.layers), numbers), torch.nan, dtype=self.dtype))
+            numbers, dtype = block_layout(group.spec, self.dtype)
+            views.append(torch.full((n_blocks, len(group.layers), numbers), torch.nan, dtype=dtype))
         self.model.bind_cache([group.layers for group in self.groups], views)
         free = [self._random.sample(range(1, n_blocks), n_blocks - 1) for _ in self.groups]
         return [_Sequence(list(prompt), len(prompt), [[] for _ in self.groups]) for prompt in prompts], free
@@ -146,5 +147,5 @@ class ModelRun:
             groups=tuple(groups),
         )
         for index, group in enumerate(self.groups):
-            batch.groups[index].metadata = self.ops.attention.plan(batch, index, group.spec)
+            batch.groups[index].metadata = self.ops.plan(batch, index, group.spec)
         return batch

@@ -94,6 +94,19 @@ _GEMMA = {
     "tie_word_embeddings": True,
 }
 
+_MAMBA = {
+    "num_hidden_layers": ABSENT,
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"],
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 16,
+    "n_groups": 2,
+    "conv_kernel": 4,
+    "chunk_size": 16,
+    # The reference takes this for a lower bound of the time step in prompts, and not after them.
+    "time_step_min": 1e-12,
+}
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-linear": ("Llama", _rope("linear", factor=4.0)),
@@ -254,6 +267,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_EXAONE, "sliding_window": 40, "head_dim": 20, "num_attention_heads": 3, "num_key_value_heads": 1},
     ),
     "decilm": ("DeciLM", {}),
+    "nemotron-h": ("NemotronH", _MAMBA),
+    "nemotron-h-odd-biases": (
+        "NemotronH",
+        {
+            **_MAMBA,
+            "layers_block_type": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            "mamba_num_heads": 3,
+            "n_groups": 3,
+            "mamba_head_dim": 20,
+            "ssm_state_size": 12,
+            "conv_kernel": 3,
+            "use_bias": True,
+            "mlp_bias": True,
+            "use_conv_bias": False,
+            "layer_norm_epsilon": 1e-2,
+        },
+    ),
 }
 """Name -> (class prefix, what differs from the common base)."""
 
@@ -271,6 +301,7 @@ _CLASSES = {
     "GptOss": (transformers.GptOssConfig, transformers.GptOssForCausalLM),
     "Gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
     "DeciLM": (dict, DeciLM),
+    "NemotronH": (transformers.NemotronHConfig, transformers.NemotronHForCausalLM),
 }
 
 
@@ -300,13 +331,18 @@ def randomised(model: Any, seed: str, *, zero_centred: bool = False) -> Any:
 
 def randomise(name: str, parameter: torch.Tensor, generator: torch.Generator, *, zero_centred: bool) -> None:
     noise = torch.randn(parameter.shape, generator=generator)
-    if name.endswith("norm.weight"):
+    if name.endswith(("norm.weight", "norm_f.weight")):
         parameter.copy_(0.1 * noise + (0.0 if zero_centred else 1.0))
     elif name.endswith("sinks"):
         parameter.copy_(2.0 * noise)
+    elif name.endswith("dt_bias"):
+        # Time steps short enough for a state to remember a hundred tokens, in some heads at least.
+        parameter.copy_(noise - 3.0)
+    elif name.endswith((".A_log", ".D", "conv1d.weight")):
+        parameter.copy_(0.5 * noise)
     elif parameter.dim() == 1 or name.endswith("bias"):
         parameter.copy_(0.1 * noise)
-    elif "embed_tokens" in name:
+    elif "embed" in name:
         parameter.copy_(noise * 0.3)
     else:
         sharper = _SHARPER if "q_proj" in name or "k_proj" in name else 1.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from headrace.cache.arena import arena_for_tokens
 from headrace.cache.groups import group_layers
 from headrace.cache.manager import CacheManager, CacheOptions
-from headrace.cache.specs import CacheSpec, ChunkedKV, FullKV, SlidingKV
+from headrace.cache.specs import CacheSpec, ChunkedKV, FullKV, RecurrentState, SlidingKV
 from headrace.core.clock import VirtualClock
 from headrace.core.errors import RequestError
 from headrace.core.outputs import SequenceUpdate
@@ -40,6 +40,10 @@ def sliding(window: int, heads: int = 1) -> SlidingKV:
 
 def in_chunks(chunk: int, heads: int = 1) -> ChunkedKV:
     return ChunkedKV(heads, 16, 2, chunk)
+
+
+def state(n_floats: int = 64) -> RecurrentState:
+    return RecurrentState(n_floats)
 
 
 @dataclass(frozen=True)

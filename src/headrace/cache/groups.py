@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace.core.errors import ConfigError
-from headrace.core.plan import BLOCK_TOKENS
 
 from .specs import CacheSpec
 
@@ -21,8 +20,8 @@ class CacheGroup:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of 32 tokens in all layers of the group."""
-        return BLOCK_TOKENS * self.spec.bytes_per_token * len(self.layers)
+        """Bytes of a block: the share of all layers of the group."""
+        return self.spec.bytes_per_block * len(self.layers)
 
 
 def group_layers(specs: Sequence[CacheSpec]) -> tuple[CacheGroup, ...]:

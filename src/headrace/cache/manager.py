@@ -29,7 +29,7 @@ class CacheOptions:
 
     block_reuse: bool = True
     partial_reuse: bool = True
-    """A prefix that ends inside a block is copied."""
+    """A prefix that ends inside a block is copied, if every group can go on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class CacheManager:
         self._specs = [group.spec for group in groups]
         self._n_groups = len(groups)
         self._windowed = [group.index for group in groups if not group.spec.keeps_all]
-        self._partial_reuse = options.partial_reuse
+        self._partial_reuse = options.partial_reuse and all(spec.resumes_inside for spec in self._specs)
         self.pool = BlockPool(layout)
         self.index = (
-            PrefixIndex(groups, self.pool, options.partial_reuse) if options.block_reuse else NoIndex(self._n_groups)
+            PrefixIndex(groups, self.pool, self._partial_reuse) if options.block_reuse else NoIndex(self._n_groups)
         )
         self._leases: set[BlockLease] = set()
         self.n_given_back = 0

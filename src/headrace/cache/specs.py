@@ -17,8 +17,8 @@ class CacheSpec(Protocol):
     """The memory of one layer, in tokens and bytes."""
 
     @property
-    def bytes_per_token(self) -> int:
-        """Bytes that one token takes in one layer."""
+    def bytes_per_block(self) -> int:
+        """Bytes of a block in one layer."""
         ...
 
     @property
@@ -30,8 +30,13 @@ class CacheSpec(Protocol):
         """First position that the row at ``position`` reads."""
         ...
 
+    @property
+    def resumes_inside(self) -> bool:
+        """True if a sequence can go on from any position of a block, not only from its end."""
+        ...
+
     def needed_from(self, length: int) -> int:
-        """First position, at a block border, that rows at ``length`` and after it still read."""
+        """First position, at a block border, whose block rows at ``length`` and after it still read."""
         ...
 
     def peak_blocks(self, length: int, rows: int) -> int:
@@ -51,11 +56,15 @@ class FullKV:
     """Width of a value head where it differs from the key's."""
 
     @property
-    def bytes_per_token(self) -> int:
-        return _kv_bytes(self.n_kv_heads, self.head_dim, self.v_head_dim, self.itemsize)
+    def bytes_per_block(self) -> int:
+        return BLOCK_TOKENS * _kv_bytes(self.n_kv_heads, self.head_dim, self.v_head_dim, self.itemsize)
 
     @property
     def keeps_all(self) -> bool:
+        return True
+
+    @property
+    def resumes_inside(self) -> bool:
         return True
 
     def reads_from(self, position: int) -> int:
@@ -83,12 +92,16 @@ class SlidingKV:
             raise ConfigError(f"a sliding window of {self.window} tokens; it must hold at least the row's own token")
 
     @property
-    def bytes_per_token(self) -> int:
-        return _kv_bytes(self.n_kv_heads, self.head_dim, self.v_head_dim, self.itemsize)
+    def bytes_per_block(self) -> int:
+        return BLOCK_TOKENS * _kv_bytes(self.n_kv_heads, self.head_dim, self.v_head_dim, self.itemsize)
 
     @property
     def keeps_all(self) -> bool:
         return False
+
+    @property
+    def resumes_inside(self) -> bool:
+        return True
 
     def reads_from(self, position: int) -> int:
         return max(0, position - self.window + 1)
@@ -113,11 +126,15 @@ class LatentKV:
     itemsize: int
 
     @property
-    def bytes_per_token(self) -> int:
-        return (self.rank + self.rope_dim) * self.itemsize
+    def bytes_per_block(self) -> int:
+        return BLOCK_TOKENS * (self.rank + self.rope_dim) * self.itemsize
 
     @property
     def keeps_all(self) -> bool:
+        return True
+
+    @property
+    def resumes_inside(self) -> bool:
         return True
 
     def reads_from(self, position: int) -> int:
@@ -145,12 +162,16 @@ class ChunkedKV:
             raise ConfigError(f"attention chunks of {self.chunk} tokens; they must hold at least the row's own token")
 
     @property
-    def bytes_per_token(self) -> int:
-        return _kv_bytes(self.n_kv_heads, self.head_dim, self.v_head_dim, self.itemsize)
+    def bytes_per_block(self) -> int:
+        return BLOCK_TOKENS * _kv_bytes(self.n_kv_heads, self.head_dim, self.v_head_dim, self.itemsize)
 
     @property
     def keeps_all(self) -> bool:
         return False
+
+    @property
+    def resumes_inside(self) -> bool:
+        return True
 
     def reads_from(self, position: int) -> int:
         return position - position % self.chunk
@@ -163,6 +184,39 @@ class ChunkedKV:
         span = self.chunk - 1 + rows
         behind = BLOCK_TOKENS - math.gcd(self.chunk, BLOCK_TOKENS)
         return min(blocks_of(length), blocks_of(behind + span))
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentState:
+    """The state of a recurrence (Mamba2, gated delta net) and of the convolution before it.
+
+    Block number b holds the state after the last computed token of its 32. Once they are all computed it never changes:
+    it is a checkpoint, from which any sequence with these tokens can go on. The next token's state goes to block b + 1.
+    """
+
+    n_floats: int
+    """Numbers of one layer's state, all float32."""
+
+    @property
+    def bytes_per_block(self) -> int:
+        return 4 * self.n_floats
+
+    @property
+    def keeps_all(self) -> bool:
+        return False
+
+    @property
+    def resumes_inside(self) -> bool:
+        return False
+
+    def reads_from(self, position: int) -> int:
+        return max(0, position - 1)
+
+    def needed_from(self, length: int) -> int:
+        return _block_border(self.reads_from(length))
+
+    def peak_blocks(self, length: int, rows: int) -> int:
+        return min(blocks_of(length), 1 + blocks_of(rows))
 
 
 KVSpec = FullKV | SlidingKV | ChunkedKV

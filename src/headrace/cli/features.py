@@ -63,6 +63,8 @@ def _model_facts(name: str) -> dict[str, Any]:
 
 def _kind(spec: Any) -> str:
     """``SlidingKV: 4 KV heads of 64, window 512``."""
+    if hasattr(spec, "n_floats"):
+        return f"{type(spec).__name__}: {spec.n_floats:,} numbers in float32"
     reach = "".join(f", {name} {getattr(spec, name)}" for name in ("window", "chunk") if hasattr(spec, name))
     return f"{type(spec).__name__}: {spec.n_kv_heads} KV heads of {spec.head_dim}{reach}"
 

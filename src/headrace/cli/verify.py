@@ -10,7 +10,7 @@ import typer
 from headrace.cli import console
 from headrace.cli.options import DEFAULT_MODEL
 from headrace.cli.start import show_log
-from headrace.eval.exactness import CHECKS, Finding, make_work, promises_bits, verify
+from headrace.eval.exactness import CHECKS, Finding, make_work, possible, promises_bits, verify
 
 
 def verify_command(
@@ -35,6 +35,10 @@ def verify_command(
     with LLM(model, dtype=dtype, max_batch_size=1, kv_cache_config={"max_tokens": 512}) as llm:
         vocab_size = llm.effective_config["vocab_size"]
         bits = promises_bits(llm.effective_config)
+        absent = llm.effective_config["absent_features"]
+    checks = possible(checks, absent)
+    for name, reason in absent.items():
+        console.note(f"no check of {name}: {reason}")
 
     def start(**args: Any) -> LLM:
         return LLM(model, dtype=dtype, **args)

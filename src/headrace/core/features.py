@@ -25,6 +25,8 @@ class Feature:
     on_by_default: bool = False
     excludes: Mapping[str, str] | None = None
     """Names of features it cannot run with, each with the reason."""
+    not_with_states: str | None = None
+    """Why it cannot act on a model with recurrent states; None: it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ FEATURES: tuple[Feature, ...] = (
         "KvCacheConfig(enable_partial_reuse=True)",
         "partial_reuse_tokens",
         on_by_default=True,
+        not_with_states="a recurrent state can be taken up where a block ends, not inside it",
     ),
     Feature(
         "preemption",
@@ -178,6 +181,11 @@ def resolve(active: Iterable[str]) -> frozenset[str]:
             if row.name in names and other in names:
                 raise ConfigError(f"{row.name} does not go with {other}: {reason}. Turn one of them off.")
     return names
+
+
+def absent_with_states() -> dict[str, str]:
+    """Features that cannot act on a model with recurrent states: name -> reason."""
+    return {row.name: row.not_with_states for row in FEATURES if row.not_with_states is not None}
 
 
 def refuse_missing_args(given: Mapping[str, Any]) -> None:

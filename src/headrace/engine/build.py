@@ -10,7 +10,8 @@ from typing import Any
 from headrace.cache.manager import CacheManager, CacheOptions
 from headrace.core.clock import SystemClock
 from headrace.core.config import LlmArgs, NGramDecodingConfig
-from headrace.core.errors import ModelError
+from headrace.core.errors import ConfigError, ModelError
+from headrace.core.features import absent_with_states
 from headrace.core.phases import Phases
 from headrace.executor.base import Capacity
 from headrace.executor.inproc import InprocExecutor
@@ -49,6 +50,7 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
         capacity = executor.start()
         with phases.time("assemble loop"):
             memory, effective = executor.call("describe")
+            absent = _absent_features(args, capacity)
             backend = _assemble(args, executor, capacity)
     except BaseException:
         executor.close()
@@ -62,7 +64,7 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
         pooling=capacity.pooling,
         phases=phases.done,
         memory=memory.rows(),
-        effective=effective | {"model_path": str(path)},
+        effective=effective | {"model_path": str(path), "absent_features": absent},
     )
 
 
@@ -89,6 +91,20 @@ def _assemble(args: LlmArgs, executor: InprocExecutor, capacity: Capacity) -> Lo
     scheduler = Scheduler(manager, options, _proposer(args.speculative_config), clock)
     stats = StatsRecorder(scheduler, clock, args.iter_stats_max_iterations)
     return LocalBackend(executor, scheduler, depth, clock, stats)
+
+
+def _absent_features(args: LlmArgs, capacity: Capacity) -> dict[str, str]:
+    """Features that cannot act on this model, by name, with the reason. Raises ``ConfigError`` for one that was asked
+    for; what is on by default is left out."""
+    if all(group.spec.resumes_inside for group in capacity.groups):
+        return {}
+    absent, cache = absent_with_states(), args.kv_cache_config
+    if cache.enable_partial_reuse and "enable_partial_reuse" in cache.model_fields_set:
+        raise ConfigError(
+            f"KvCacheConfig.enable_partial_reuse=True: {absent['partial_reuse']}, and this model has such states;"
+            " leave it out, or set it to False"
+        )
+    return absent
 
 
 def _proposer(config: NGramDecodingConfig | None) -> Proposer:

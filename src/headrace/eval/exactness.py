@@ -7,8 +7,8 @@ one thread. A check turns something on, sends the same requests, and compares to
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from headrace.core.config import CudaGraphConfig, KvCacheConfig, NGramDecodingConfig
@@ -132,6 +132,14 @@ class Finding:
     def holds(self, *, bits: bool) -> bool:
         """``bits``: logprobs must be equal to the bit, which native operators promise."""
         return self.tokens_equal and not self.idle and (self.worst_logprob == 0.0 or not bits)
+
+
+def possible(checks: Sequence[Check], absent: Collection[str]) -> list[Check]:
+    """The checks that can be made on a model on which the features ``absent`` cannot act."""
+    kept = [check for check in checks if not set(check.features) & set(absent)]
+    if "partial_reuse" not in absent:
+        return kept
+    return [replace(c, cache={name: v for name, v in c.cache.items() if name != "enable_partial_reuse"}) for c in kept]
 
 
 def make_work(vocab_size: int, n_requests: int = 6, max_tokens: int = 24, seed: int = 7) -> Work:

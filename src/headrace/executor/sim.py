@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from headrace.cache.specs import RecurrentState
 from headrace.core.clock import VirtualClock
 from headrace.core.errors import EngineDeadError, IntegrityError
 from headrace.core.plan import BLOCK_TOKENS, FinishReason, Rows, SeqResult, SeqWork, SlotInit, StepPlan, StepResult
@@ -44,6 +45,8 @@ class _Slot:
     stopped: bool = False
     tables: list[list[int]] = field(default_factory=list)
     pooled: int = 0
+    drafted: dict[int, int] = field(default_factory=dict)
+    """Digests of draft rows by position, until it is known whether they count: a state cannot be taken back."""
 
     def block(self, group: int, position: int) -> int:
         table, number = self.tables[group], position // BLOCK_TOKENS
@@ -77,7 +80,7 @@ class SimExecutor:
         self._slots: list[_Slot | None] = [None] * capacity.n_slots
         n_blocks = [capacity.arena.n_blocks(group) for group in range(len(capacity.groups))]
         self._store = [[[0] * BLOCK_TOKENS for _ in range(count)] for count in n_blocks]
-        """Digests by group, block and offset."""
+        """Digests by group, block and offset. Of a state: that of its last row, and how many tokens it is after."""
         self._in_flight: deque[dict[tuple[int, int], int]] = deque()
         """For each step that has not landed: (group, block) in use, and by which sequence."""
         self._busy_until = 0.0
@@ -163,7 +166,7 @@ class SimExecutor:
         if start > work.start or end > len(slot.history) or (work.outputs in _SAMPLED and end != len(slot.history)):
             raise IntegrityError(f"{work} does not fit its slot: {start} computed, {len(slot.history)} known")
         rows = slot.history[start:end] + list(work.draft_tokens)
-        digests = [self._write(slot, token, start + row) for row, token in enumerate(rows)]
+        digests = [self._write(slot, token, start + row, draft=row >= work.n_tokens) for row, token in enumerate(rows)]
         slot.computed = end
         if work.outputs is Rows.POOLED:
             return self._pool(slot, work, digests)
@@ -187,8 +190,10 @@ class SimExecutor:
         pooled = Pooled(2, slot.pooled.to_bytes(8, sys.byteorder))
         return SeqResult(work.slot, work.seq_id, slot.computed, finish=FinishReason.STOP, pooled=pooled)
 
-    def _write(self, slot: _Slot, token: int, position: int) -> int:
+    def _write(self, slot: _Slot, token: int, position: int, *, draft: bool) -> int:
         def read(group: int, first: int, end: int) -> int:
+            if isinstance(self.model.specs[group], RecurrentState):
+                return self._read_state(slot, group, end)
             total = 0
             for number in range(first // BLOCK_TOKENS, -(-end // BLOCK_TOKENS)):
                 begin = number * BLOCK_TOKENS
@@ -197,9 +202,33 @@ class SimExecutor:
             return total & _MASK
 
         digest = self.model.digest(token, position, read)
-        for group, store in enumerate(self._store):
-            store[slot.block(group, position)][position % BLOCK_TOKENS] = digest
+        slot.drafted[position] = digest
+        for group, (spec, store) in enumerate(zip(self.model.specs, self._store, strict=True)):
+            if not isinstance(spec, RecurrentState):
+                store[slot.block(group, position)][position % BLOCK_TOKENS] = digest
+        if not draft:
+            self._commit_state(slot, position)
         return digest
+
+    def _read_state(self, slot: _Slot, group: int, length: int) -> int:
+        """What the row at ``length`` reads: the state after as many tokens, times its block's number + 1."""
+        if length == 0:
+            return 0
+        last = length - 1
+        if last in slot.drafted:
+            digest = slot.drafted[last]
+        else:
+            digest, after = self._store[group][slot.block(group, last)][:2]
+            if after != length:
+                raise IntegrityError(f"the state after {length} tokens is asked of one after {after}")
+        return (last // BLOCK_TOKENS + 1) * digest & _MASK
+
+    def _commit_state(self, slot: _Slot, position: int) -> None:
+        """The row at ``position`` counts: states move on."""
+        digest = slot.drafted.pop(position)
+        for group, (spec, store) in enumerate(zip(self.model.specs, self._store, strict=True)):
+            if isinstance(spec, RecurrentState):
+                store[slot.block(group, position)][:2] = digest, position + 1
 
     def _verify(self, slot: _Slot, work: SeqWork, digests: list[int], prompt_logprobs: tuple) -> SeqResult:
         """Draws after the last known token and after each draft, as long as the drafts are what is drawn."""
@@ -219,7 +248,9 @@ class SimExecutor:
             if slot.stopped or token != draft:
                 break
             n_accepted += 1
+            self._commit_state(slot, slot.computed)
             slot.computed += 1
+        slot.drafted.clear()
         return SeqResult(
             work.slot,
             work.seq_id,

@@ -11,13 +11,13 @@ from headrace.cache.specs import ChunkedKV, FullKV, KVSpec, SlidingKV
 from headrace.core.errors import EngineError
 from headrace.ops.batch import Batch
 
-from .base import BuildContext, Layer, Parameter, stacked
+from .base import BuildContext, CachedLayer, Layer, Parameter, stacked
 from .linear import NO_BIAS, Linear, NoBias
 from .query_keys import QueryKeys
 
 
-class PagedAttention(Layer):
-    """Attention, and the cache that it wants. It reads its group's metadata; a model never sees that.
+class PagedAttention(CachedLayer):
+    """Attention, and the cache that it wants.
 
     Args:
         window: keys that a row sees, itself included; None: all.

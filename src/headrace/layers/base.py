@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from headrace.cache.specs import CacheSpec
 from headrace.ops.storage import PLAIN, Storage
 from headrace.ops.table import Ops
 from headrace.weights.checkpoint import Checkpoint
@@ -29,6 +30,8 @@ class BuildContext:
     """Longest sequence of the engine; None: the model's own limit. Fixes the frequencies of dynamic rope."""
     kv_dtype: torch.dtype | None = None
     """Of cached keys and values; None: ``dtype``."""
+    max_draft_rows: int = 0
+    """Draft rows of one step at most."""
 
     @property
     def cache_dtype(self) -> torch.dtype:
@@ -153,3 +156,17 @@ class Layer:
     def _parts(self) -> Iterator[Any]:
         for value in vars(self).values():
             yield from value if isinstance(value, tuple) else (value,)
+
+
+class CachedLayer(Layer):
+    """A part that keeps something of the past, in blocks of its cache group. It reads its group's metadata; a model
+    never sees that."""
+
+    cache_spec: CacheSpec
+
+    def bind_cache(self, group: int, cache: torch.Tensor) -> None:
+        """``cache``: the layer's share of every block, a view of the arena. Called once the parameters are there.
+
+        Raises EngineError when it is of another kind.
+        """
+        raise NotImplementedError

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self
 
 import torch
 
 from headrace.cache.specs import CacheSpec
 from headrace.core.errors import EngineError
 from headrace.core.pooling import PoolingSpec
-from headrace.layers.attention import PagedAttention
-from headrace.layers.base import Layer, Parameter
+from headrace.layers.base import CachedLayer, Layer, Parameter
 from headrace.layers.embedding import LMHead
+from headrace.layers.recurrent import RecurrentMixer
 from headrace.ops.batch import Batch
 from headrace.weights.checkpoint import Checkpoint
 
@@ -70,9 +70,8 @@ class Model(Protocol):
 
         Args:
             layers: for each cache group, the indices into ``cache_specs()`` that are in it.
-            views: for each group, [n_blocks, n_layers_of_group, n] over the arena, in the cache dtype: n numbers, as
-                many as the spec says for 32 tokens of a layer. Any block stride will do; a layer's share of a block
-                must be dense.
+            views: for each group, [n_blocks, n_layers_of_group, n] over the arena, as ``ops.block_layout`` says. Any
+                block stride will do; a layer's share of a block must be dense.
 
         Raises:
             EngineError: a view does not fit its layers, or a layer is left without a cache.
@@ -82,7 +81,14 @@ class Model(Protocol):
     def forward(self, batch: Batch) -> torch.Tensor:
         """[T, hidden], after the final norm. Writes the rows' keys and values into the cache.
 
-        The metadata of every group must be there (``ops.attention.plan``).
+        The metadata of every group must be there (``Ops.plan``).
+        """
+        ...
+
+    def advance(self, plans: Mapping[int, Any]) -> None:
+        """Draft rows of the last ``forward`` were right: the states of recurrent layers move on over them.
+
+        ``plans``: for each cache group of states, the plan of those rows (``ops.recurrent.accepted_rows``).
         """
         ...
 
@@ -149,19 +155,24 @@ class Decoder(Layer):
         fill_parameters(plan, parameters, checkpoint, progress, threads)
 
     def cache_specs(self) -> list[CacheSpec]:
-        return [attention.cache_spec for attention in self._attentions()]
+        return [layer.cache_spec for layer in self._cached()]
 
     def bind_cache(self, layers: Sequence[Sequence[int]], views: Sequence[torch.Tensor]) -> None:
-        attentions = self._attentions()
+        cached = self._cached()
         bound: set[int] = set()
         for group, (members, view) in enumerate(zip(layers, views, strict=True)):
             if view.dim() != 3 or view.shape[1] != len(members):
                 raise EngineError(f"group {group} has {len(members)} layers, its cache has shape {tuple(view.shape)}")
             for place, layer in enumerate(members):
-                attentions[layer].bind_cache(group, view[:, place])
+                cached[layer].bind_cache(group, view[:, place])
                 bound.add(layer)
-        if len(bound) != len(attentions):
-            raise EngineError(f"layers without a cache: {sorted(set(range(len(attentions))) - bound)}")
+        if len(bound) != len(cached):
+            raise EngineError(f"layers without a cache: {sorted(set(range(len(cached))) - bound)}")
+
+    def advance(self, plans: Mapping[int, Any]) -> None:
+        for layer in self.sublayers():
+            if isinstance(layer, RecurrentMixer):
+                layer.advance(plans)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.head(hidden)
@@ -169,5 +180,5 @@ class Decoder(Layer):
     def pooled(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden.float() if self.score is None else self.score(hidden)
 
-    def _attentions(self) -> list[PagedAttention]:
-        return [layer for layer in self.sublayers() if isinstance(layer, PagedAttention)]
+    def _cached(self) -> list[CachedLayer]:
+        return [layer for layer in self.sublayers() if isinstance(layer, CachedLayer)]

@@ -26,7 +26,7 @@ class GroupBatch:
     None: those that the spec of the group says, up to the row's own. Given where rows see keys after their own (spans
     of an image), or keys that are not their own sequence's tokens (cross-attention).   by: runner"""
     metadata: Any = None
-    """Opaque to models.   by: the attention backend's plan(), once a group and step"""
+    """Opaque to models.   by: ``Ops.plan``, once a group and step"""
 
 
 @dataclass(slots=True)
@@ -43,6 +43,8 @@ class Batch:
     """[S] int64 on the host: length of each sequence including this step's rows.   by: runner"""
     groups: tuple[GroupBatch, ...] = field(default_factory=tuple)
     """One for each cache group, in the order of the model's groups.   by: runner"""
+    draft_counts: torch.Tensor | None = None
+    """[S] int64 on the host: how many of each sequence's last rows are drafts; None: no draft at all.   by: runner"""
 
     @property
     def n_rows(self) -> int:

@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 
+from headrace.cache.specs import CacheSpec, RecurrentState
 from headrace.core.errors import ConfigError, did_you_mean
 
 from .attention import AttentionBackend, EncoderAttention
+from .batch import Batch
 from .linear import LinearOps
 from .moe import ExpertOps, Routing
+from .recurrent import RecurrentOps, step_rows
 
 ANY_DEVICE = frozenset({"cpu", "cuda", "mps", "xpu"})
 ANY_DTYPE = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -67,8 +70,17 @@ class Ops:
     experts: ExpertOps
     attention: AttentionBackend
     encoder_attention: EncoderAttention
+    recurrent: RecurrentOps
     chosen: Mapping[str, str] = field(default_factory=dict)
     """Operator name -> implementation name, for reports."""
+
+    def plan(self, batch: Batch, group: int, spec: CacheSpec) -> Any:
+        """The metadata of one cache group for one step, from those who work on its memory. Whoever gathers the batch
+        calls it once a group and stores the result in ``batch.groups[group].metadata``; what stands there from an
+        earlier step may be filled again."""
+        if isinstance(spec, RecurrentState):
+            return self.recurrent.plan(step_rows(batch, group), batch.groups[group].metadata)
+        return self.attention.plan(batch, group, spec)
 
 
 def _reference(module: str, attribute: str) -> Implementation:
@@ -103,6 +115,7 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
         _native("attention", "encoder_attention"),
         _reference("attention", "encoder_attention"),
     ),
+    "recurrent": (_native("recurrent", "RECURRENT"), _reference("recurrent", "RECURRENT")),
 }
 """Operator name -> implementations, the preferred one first."""
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from headrace.cache.arena import ArenaLayout, arena_for_tokens, plan_arena
 from headrace.cache.groups import CacheGroup, group_layers
+from headrace.cache.specs import RecurrentState
 from headrace.core.cgroup import usable_cpus
 from headrace.core.config import LlmArgs
 from headrace.core.errors import ConfigError
@@ -22,6 +23,7 @@ from headrace.executor.base import Capacity
 from headrace.layers.base import BuildContext
 from headrace.models.base import Model
 from headrace.models.registry import build_model
+from headrace.ops.blocks import block_layout
 from headrace.ops.memory import huge_zeros
 from headrace.ops.native import core
 from headrace.ops.table import FORCE_VARIABLE, Ops, read_forced, select_ops
@@ -33,6 +35,7 @@ from .graph import NoGraphs, StepGraphs
 from .memory import MemoryPlan, available_bytes, kv_budget
 from .pooling import Poolers
 from .slots import SlotTable
+from .states import NoStates, RecurrentStates, States
 from .step import StepRunner
 from .worker import Worker
 
@@ -58,12 +61,15 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         dtype = _dtype(args.dtype, config)
         kv_dtype = dtype if args.kv_cache_config.dtype == "auto" else _DTYPES[args.kv_cache_config.dtype]
         ops = _operators(device, dtype, kv_dtype, threads)
-        ctx = BuildContext(ops, dtype, device, max_seq_len=args.max_seq_len, kv_dtype=kv_dtype)
+        max_drafts = 0 if args.speculative_config is None else args.speculative_config.max_draft_len
+        draft_rows = min(args.max_num_tokens, args.max_batch_size * max_drafts)
+        ctx = BuildContext(
+            ops, dtype, device, max_seq_len=args.max_seq_len, kv_dtype=kv_dtype, max_draft_rows=draft_rows
+        )
         model = build_model(config, ctx)
         max_seq_len = _max_seq_len(args, model)
         groups = group_layers(model.cache_specs())
     with phases.time("plan memory"):
-        max_drafts = 0 if args.speculative_config is None else args.speculative_config.max_draft_len
         slots = SlotTable(args.max_batch_size, max_seq_len, max_drafts, len(groups), BLOCK_TOKENS)
         layout, memory = _plan_memory(args, model, groups, max_seq_len, slots.nbytes)
     with phases.time("load weights"):
@@ -74,7 +80,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         sampler_type, sampler = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
         sizes = _graph_sizes(args, ops, min(args.max_num_tokens, args.max_batch_size * (1 + max_drafts)))
         exact = args.cuda_graph_config is not None and not args.cuda_graph_config.enable_padding
-        graphs = StepGraphs(model, ops.attention, groups, sizes, exact=exact) if sizes else NoGraphs()
+        graphs = StepGraphs(model, ops, groups, sizes, exact=exact) if sizes else NoGraphs()
     capacity = Capacity(
         n_slots=args.max_batch_size,
         max_seq_len=max_seq_len,
@@ -96,7 +102,8 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         "pooling": msgspec.to_builtins(model.pooling),
     }
     sampler = ProcessingSampler(sampler, args.batched_logits_processor)
-    runner = StepRunner(model, sampler, ops.attention, groups, views, slots, graphs, Poolers(model))
+    states = _states(model, ops, groups, max_drafts)
+    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, Poolers(model), states)
     return Worker(runner, capacity, memory, effective)
 
 
@@ -135,15 +142,20 @@ def _sampler(wanted: str, n_slots: int, vocab_size: int) -> tuple[str, Sampler]:
     return "TRTLLMSampler", NativeSampler(n_slots, vocab_size)
 
 
-def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], dtype: torch.dtype) -> list[torch.Tensor]:
+def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], kv_dtype: torch.dtype) -> list[torch.Tensor]:
     """The arena, once per group: [n_blocks, n_layers, numbers of a layer's block]. Pages are taken when written."""
-    arena = huge_zeros(layout.nbytes).view(dtype)
+    arena = huge_zeros(layout.nbytes)
     views = []
     for group, cut in zip(groups, layout.groups, strict=True):
-        numbers = BLOCK_TOKENS * group.spec.bytes_per_token // dtype.itemsize
+        numbers, dtype = block_layout(group.spec, kv_dtype)
         shape = (layout.n_blocks(group.index), len(group.layers), numbers)
-        views.append(arena.as_strided(shape, (cut.stride_bytes // dtype.itemsize, numbers, 1)))
+        views.append(arena.view(dtype).as_strided(shape, (cut.stride_bytes // dtype.itemsize, numbers, 1)))
     return views
+
+
+def _states(model: Model, ops: Ops, groups: Sequence[CacheGroup], max_drafts: int) -> States:
+    recurrent = [group.index for group in groups if isinstance(group.spec, RecurrentState)]
+    return RecurrentStates(model, ops, recurrent) if recurrent and max_drafts else NoStates()
 
 
 def _dtype(wanted: str, config: dict[str, Any]) -> torch.dtype:

@@ -92,4 +92,5 @@ def gather(resolved: Sequence[ResolvedWork], slots: SlotTable, device: torch.dev
         query_starts=torch.from_numpy(query_starts),
         seq_lens=torch.from_numpy(seq_lens),
         groups=tuple(groups),
+        draft_counts=torch.tensor([len(item.work.draft_tokens) for item in resolved]),
     )

@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 
 from headrace.cache.groups import CacheGroup
 from headrace.models.base import Model
-from headrace.ops.attention import AttentionBackend
 from headrace.ops.batch import Batch, GroupBatch
+from headrace.ops.table import Ops
 
 log = logging.getLogger("headrace")
 
@@ -48,14 +49,14 @@ class StepGraphs:
     def __init__(
         self,
         model: Model,
-        attention: AttentionBackend,
+        ops: Ops,
         groups: Sequence[CacheGroup],
         sizes: Sequence[int],
         *,
         exact: bool,
     ) -> None:
         self._model = model
-        self._attention = attention
+        self._ops = ops
         self._groups = groups
         self._sizes = tuple(sizes)
         self._exact = exact
@@ -80,7 +81,7 @@ class StepGraphs:
 
     def _plan(self, batch: Batch) -> Batch:
         for index, (group, part) in enumerate(zip(self._groups, batch.groups, strict=True)):
-            part.metadata = self._attention.plan(batch, index, group.spec)
+            part.metadata = self._ops.plan(batch, index, group.spec)
         return batch
 
 
@@ -107,7 +108,7 @@ class _Recording:
             GroupBatch(part.block_table, part.write_index, part.key_ranges, None if last is None else last.metadata)
             for part, last in zip(batch.groups, before, strict=True)
         )
-        return Batch(self._ids[:n], self._positions[:n], batch.query_starts, batch.seq_lens, self._groups)
+        return replace(batch, input_ids=self._ids[:n], positions=self._positions[:n], groups=self._groups)
 
     def capture(self, batch: Batch, model: Model) -> torch.Tensor:
         with self._recorder.recording(batch.n_rows):

@@ -13,13 +13,15 @@ from headrace.cache.groups import CacheGroup
 from headrace.core.errors import RequestError
 from headrace.core.plan import FinishReason, Rows, SeqResult, SlotInit, StepPlan, StepResult, TokenLogprobs
 from headrace.models.base import Model
-from headrace.ops.attention import AttentionBackend
+from headrace.ops.batch import Batch
+from headrace.ops.table import Ops
 from headrace.sampling import EndRules, SampleOutcome, Sampler, SampleRows, verify
 
 from .gather import ResolvedWork, gather, resolve
 from .graph import Graphs
 from .pooling import Poolers
 from .slots import SlotTable
+from .states import States
 
 _SLICE_ELEMENTS = 1 << 23
 """Logits of prompt rows are made in slices of about this many, so that a long prompt needs no huge matrix."""
@@ -35,21 +37,23 @@ class StepRunner:
         self,
         model: Model,
         sampler: Sampler,
-        attention: AttentionBackend,
+        ops: Ops,
         groups: Sequence[CacheGroup],
         views: Sequence[torch.Tensor],
         slots: SlotTable,
         graphs: Graphs,
         poolers: Poolers,
+        states: States,
     ) -> None:
         self.model = model
         self.sampler = sampler
-        self.attention = attention
+        self.ops = ops
         self.groups = groups
         self.views = views
         self.slots = slots
         self.graphs = graphs
         self.poolers = poolers
+        self.states = states
         self._bind_errors: dict[int, str] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -64,9 +68,11 @@ class StepRunner:
         resolved = resolve(plan.works, self.slots)
         results = [self._idle(work.slot, work.seq_id) for work in plan.works]
         if resolved:
-            prompt, sampled = self._compute(resolved, counters)
+            batch = gather(resolved, self.slots, self.views[0].device)
+            prompt, sampled = self._compute(resolved, batch, counters)
             for item in resolved:
                 results[item.index] = self._settle(item, prompt.get(item.index, ()), sampled)
+            self.states.advance(batch, [results[item.index].n_accepted for item in resolved])
             counters["batched_steps"] += len(resolved) > 1
         return StepResult(plan.step, tuple(results), time.perf_counter() - started, dict(counters))
 
@@ -85,16 +91,15 @@ class StepRunner:
         return SeqResult(slot, seq_id, int(self.slots.computed[slot]), error=self._bind_errors.get(slot))
 
     def _compute(
-        self, resolved: Sequence[ResolvedWork], counters: Counter[str]
+        self, resolved: Sequence[ResolvedWork], batch: Batch, counters: Counter[str]
     ) -> tuple[dict[int, tuple[TokenLogprobs, ...] | RequestError], tuple[SampleOutcome, dict[int, int]]]:
         """Entries for prompt rows by position in the plan, and what ``_sample`` returns."""
-        batch = gather(resolved, self.slots, self.views[0].device)
         if all(_samples_all(item) for item in resolved):
             logits = self.graphs.logits(batch, counters)
             if logits is not None:
                 return {}, self._sample(resolved, lambda rows: logits, counters)
         for index, (group, part) in enumerate(zip(self.groups, batch.groups, strict=True)):
-            part.metadata = self.attention.plan(batch, index, group.spec)
+            part.metadata = self.ops.plan(batch, index, group.spec)
         hidden = self.model.forward(batch)
         self._pool(resolved, hidden, counters)
         prompt = self._prompt_logprobs(resolved, hidden, counters)

@@ -114,7 +114,7 @@ def encoder_attention(
     batch = Batch(row, row, starts.contiguous(), counts, (GroupBatch(table, where, ranges),))
 
     spec = FullKV(k.shape[1], k.shape[2], k.dtype.itemsize, v.shape[2])
-    numbers = BLOCK_TOKENS * spec.bytes_per_token // k.dtype.itemsize
+    numbers = spec.bytes_per_block // k.dtype.itemsize
     kv_cache = BACKEND.bind(torch.empty(int(first_block[-1]), numbers, dtype=k.dtype), spec)
     metadata = BACKEND.plan(batch, 0, spec)
     BACKEND.write(k, v, kv_cache, metadata)

@@ -1,0 +1,126 @@
+"""Nemotron-H and Nemotron Nano 2: Mamba2, attention and MLP layers in a pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from headrace.core.errors import ModelError
+from headrace.layers.attention import AttentionShape, SelfAttention
+from headrace.layers.base import BuildContext, Layer
+from headrace.layers.block import AttentionBranch, Branch
+from headrace.layers.embedding import Embedding, LMHead
+from headrace.layers.mamba2 import Mamba2
+from headrace.layers.mlp import SquaredReLUMLP
+from headrace.layers.norm import NoHeadNorm, RMSNorm
+from headrace.ops.batch import Batch
+from headrace.ops.recurrent import RecurrentShape
+
+from .base import Decoder
+from .config import Fields
+
+_MAMBA, _ATTENTION, _MLP, _MOE = "linear_attention", "full_attention", "mlp", "moe"
+_LETTERS = {"M": _MAMBA, "*": _ATTENTION, "-": _MLP, "E": _MOE}
+_OLDER = {"mamba": _MAMBA, "attention": _ATTENTION}
+
+
+class NemotronHForCausalLM(Decoder):
+    """Each layer is one mixer behind a norm, added to what it reads. Attention knows no positions."""
+
+    def __init__(self, config: Mapping[str, Any], ctx: BuildContext) -> None:
+        fields = Fields(config, "NemotronHForCausalLM")
+        fields.refuse("quantization_config", "only plain float weights are read here")
+        fields.refuse("sliding_window", "attention is full in Nemotron-H")
+        fields.refuse("residual_in_fp32", "the residual stream has the dtype of the activations")
+        fields.refuse("mamba_proj_bias", "the reference has one switch for these biases, use_bias")
+        fields.choice("mlp_hidden_act", ("relu2",), "relu2")
+        fields.choice("mamba_hidden_act", ("silu",), "silu")
+        fields.refuse("tie_word_embeddings", "the head has a table of its own in Nemotron-H")
+        super().__init__(fields.integer("vocab_size"), fields.integer("max_position_embeddings"), tied=False)
+        size, eps = fields.integer("hidden_size"), fields.number("layer_norm_epsilon", 1e-5)
+        make = _mixers(fields, ctx, size, eps)
+        self.embed = Embedding(ctx, "backbone.embeddings", self.vocab_size, size)
+        self.layers = tuple(
+            (Branch if kind == _MLP else AttentionBranch)(
+                ctx, f"backbone.layers.{i}.norm", size, eps, make(kind, f"backbone.layers.{i}.mixer")
+            )
+            for i, kind in enumerate(_kinds(fields))
+        )
+        self.norm = RMSNorm(ctx, "backbone.norm_f", size, eps)
+        self.head = LMHead(ctx, "lm_head", self.vocab_size, size)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        x = self.embed(batch.input_ids)
+        for layer in self.layers:
+            x = layer(x, None, batch)
+        return self.norm(x)
+
+
+def _kinds(fields: Fields) -> list[str]:
+    """What each layer is: ``layers_block_type``, or a letter each in ``hybrid_override_pattern``."""
+    given = fields.raw("layers_block_type", None)
+    if given is None:
+        given = [_LETTERS.get(letter, letter) for letter in fields.raw("hybrid_override_pattern")]
+    kinds = [_OLDER.get(kind, kind) for kind in given]
+    unknown = sorted(set(kinds) - {_MAMBA, _ATTENTION, _MLP})
+    if unknown or not kinds:
+        raise ModelError(
+            f"{fields.where}: layers of kind {', '.join(unknown) or '(none at all)'}; there are {_MAMBA} (M),"
+            f" {_ATTENTION} (*) and {_MLP} (-). Layers of experts (E) are not supported in this architecture"
+        )
+    n_layers = fields.integer("num_hidden_layers", len(kinds))
+    if n_layers != len(kinds):
+        raise ModelError(f"{fields.where}: num_hidden_layers = {n_layers}, but the pattern has {len(kinds)} layers")
+    return kinds
+
+
+def _mixers(fields: Fields, ctx: BuildContext, hidden_size: int, eps: float) -> Any:
+    """(kind, name) -> the mixer of a layer."""
+    n_heads = fields.integer("num_attention_heads")
+    attention = AttentionShape(
+        hidden_size,
+        n_heads,
+        fields.integer("num_key_value_heads", n_heads),
+        fields.integer("head_dim", hidden_size // n_heads),
+    )
+    attention_bias, mlp_bias = fields.flag("attention_bias", False), fields.flag("mlp_bias", False)
+    recurrent = _recurrent_shape(fields)
+    dt_limit, bias = _dt_limit(fields), fields.flag("use_bias", False)
+    conv_bias, inner_size = fields.flag("use_conv_bias", True), fields.integer("intermediate_size")
+
+    def make(kind: str, name: str) -> Layer:
+        if kind == _MAMBA:
+            return Mamba2(ctx, name, recurrent, hidden_size, eps, dt_limit=dt_limit, bias=bias, conv_bias=conv_bias)
+        if kind == _MLP:
+            return SquaredReLUMLP(ctx, name, hidden_size, inner_size, bias=mlp_bias)
+        scale = attention.head_dim**-0.5
+        return SelfAttention(
+            ctx, name, attention, NoHeadNorm(), scale=scale, rotated=False, bias=attention_bias, out_bias=attention_bias
+        )
+
+    return make
+
+
+def _recurrent_shape(fields: Fields) -> RecurrentShape:
+    heads, groups = fields.integer("mamba_num_heads"), fields.integer("n_groups", 8)
+    if heads % groups:
+        raise ModelError(f"{fields.where}: mamba_num_heads = {heads} must be a multiple of n_groups = {groups}")
+    return RecurrentShape(
+        n_units=groups,
+        heads=heads // groups,
+        rows=fields.integer("ssm_state_size", 128),
+        cols=fields.integer("mamba_head_dim", 64),
+        taps=fields.integer("conv_kernel", 4),
+    )
+
+
+def _dt_limit(fields: Fields) -> tuple[float, float]:
+    """``time_step_limit``. Infinity may come as a JSON number that is none, or as an object."""
+    given = fields.raw("time_step_limit", [0.0, float("inf")])
+    values = [float(one["__float__"]) if isinstance(one, Mapping) and "__float__" in one else one for one in given]
+    fine = len(values) == 2 and all(isinstance(value, int | float) for value in values)
+    if not fine or not 0.0 <= values[0] < values[1]:
+        raise ModelError(f"{fields.where}: time_step_limit must be two numbers, the lower first, got {given!r}")
+    return float(values[0]), float(values[1])
