@@ -12,10 +12,10 @@ void bind_attention(nb::module_& m) {
         .def(nb::init<>())
         .def("fill", [](AttentionPlan& plan, uintptr_t query_starts, uintptr_t seq_lens, int64_t n_seqs,
                         uintptr_t block_table, int64_t columns, uintptr_t write_index, int64_t n_writes, int64_t window,
-                        int64_t chunk, uintptr_t ranges) {
+                        int64_t chunk, int64_t n_kv_heads, uintptr_t ranges) {
             plan.fill({pointer<const int64_t>(query_starts), pointer<const int64_t>(seq_lens), n_seqs,
                        pointer<const int32_t>(block_table), columns, pointer<const int64_t>(write_index), n_writes,
-                       window, chunk, pointer<const KeyRange>(ranges)});
+                       window, chunk, n_kv_heads, pointer<const KeyRange>(ranges)});
         });
     m.attr("segment_tokens") = segment_tokens;
     m.def(

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/attention.h"
+#include "kernels/attention_write.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/moe.h"
@@ -17,7 +18,7 @@ namespace headrace {
 
 template <class Q, class T>
 constexpr AttentionKernels attention_kernels() {
-    return {AttentionScratch<T>::bytes, write_kv<Q, T>, attend_tile<Q, T>, attend_segment<Q, T>, merge_segments<Q, T>};
+    return {AttentionScratch<T>::bytes, write_kv<Q, T>, attend_tile<Q, T>, attend_segments<Q, T>, merge_segments<Q, T>};
 }
 
 const KernelTable& HEADRACE_TABLE() {

@@ -1,44 +1,25 @@
-// Paged attention of a tile of rows over the blocks of its sequence, for one KV head. What a row computes depends on its
-// position and the cache alone: the same blocks in the same order, whatever other rows its tile holds.
+// Paged attention of a tile of rows over the blocks of its sequence, for one KV head. What a row computes depends on the
+// keys that it sees alone: the same blocks in the same order, whatever other rows its tile holds.
 #pragma once
 
-#include "kernels/attention_args.h"
+#include "kernels/attention_blocks.h"
+#include "kernels/attention_state.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
-#include "simd/exp.h"
 
 namespace headrace {
 namespace {
 
-// Rows of keys and values into their places.
-template <class S, class T>
-void write_kv(const WriteKv& job, const KvPlaces& places, int64_t first_row, int64_t last_row) {
-    constexpr int64_t values = Dot<T>::values;
-    const int64_t key_size = block_tokens * job.key_dim, value_size = block_tokens * job.value_dim;
-    for (int64_t row = first_row; row < last_row; ++row) {
-        const int64_t index = places.write_index[row], token = index % block_tokens;
-        T* block = static_cast<T*>(job.cache) + index / block_tokens * job.block_stride;
-        for (int64_t head = 0; head < job.n_kv_heads; ++head) {
-            const S* k = static_cast<const S*>(job.k) + row * job.k_stride + head * job.key_dim;
-            const S* v = static_cast<const S*>(job.v) + row * job.v_stride + head * job.value_dim;
-            T* keys = block + head * key_size + token * values;
-            T* sums = block + job.n_kv_heads * key_size + head * value_size + token / values * job.value_dim * values +
-                      token % values;
-            for (int64_t i = 0; i < job.key_dim; ++i)
-                keys[i / values * block_tokens * values + i % values] = converted<T>(k[i]);
-            for (int64_t i = 0; i < job.value_dim; ++i) sums[i * values] = converted<T>(v[i]);
-        }
-    }
-}
-
-// The memory a tile works in: queries packed for the product with keys, scores, weights, and the state of its heads.
+// The memory a tile works in.
 template <class T>
 struct AttentionScratch {
+    // Of a head's weights over a segment, packed for the product with values.
+    static constexpr int64_t weight_bytes = segment_tokens / Dot<T>::values * Dot<T>::x_bytes;
+
     char* queries;   // [units][heads of a block], block after block
-    float* scores;   // [heads][32]
-    T* weights;      // [heads][32]
-    char* packed;    // [units of 32 tokens][tile_rows]
-    char* values;    // one block's values, with masked tokens zeroed or short rows padded
+    float* scores;   // [heads of a block][tokens of a segment]
+    char* weights;   // [heads of a block] weight_bytes
+    T* values;       // a segment's values, with unseen tokens zeroed or short rows padded
     float* segment;  // [heads] PartialHead and weighted values, partial_floats apart
     float* merged;   // the same
 
@@ -57,78 +38,41 @@ struct AttentionScratch {
             return here;
         };
         queries = take(units_of(job.key_dim, Dot<T>::dtype) * heads * Dot<T>::x_bytes);
-        scores = reinterpret_cast<float*>(take(heads * block_tokens * 4));
-        weights = reinterpret_cast<T*>(take(heads * block_tokens * int64_t(sizeof(T))));
-        packed = take(block_tokens * tile_rows * Dot<T>::x_bytes);
-        values = take(block_tokens * padded_dim(job) * 4);
+        scores = reinterpret_cast<float*>(take(tile_rows * segment_tokens * 4));
+        weights = take(tile_rows * weight_bytes);
+        values = reinterpret_cast<T*>(take(segment_tokens * padded_dim(job) * int64_t(sizeof(T))));
         segment = reinterpret_cast<float*>(take(heads * partial_floats(job) * 4));
         merged = reinterpret_cast<float*>(take(heads * partial_floats(job) * 4));
         return memory - start;
     }
 };
 
-static inline PartialHead& head_state(float* partials, const Attend& job, int64_t head) {
-    return *reinterpret_cast<PartialHead*>(partials + head * partial_floats(job));
-}
+// Work of few rows waits for memory: so many tiles of 32 outputs go side by side, and what comes next is fetched.
+template <int rows>
+constexpr int side_by_side = rows * 4 <= tile_rows ? 4 : rows * 2 <= tile_rows ? 2 : 1;
+template <int rows>
+constexpr bool fetches = rows <= 6;
 
-static inline float* weighted(float* partials, const Attend& job, int64_t head) {
-    return partials + head * partial_floats(job) + 16;
-}
-
-static inline void clear(float* partials, const Attend& job, int64_t heads) {
-    for (int64_t head = 0; head < heads; ++head) {
-        head_state(partials, job, head) = {-__builtin_inff(), 0.0f};
-        float* to = weighted(partials, job, head);
-        for (int64_t i = 0; i < padded_dim(job); ++i) to[i] = 0.0f;
-    }
-}
-
-// Adds the state `from` of a head behind `into`; an empty one changes nothing.
-static inline void merge(const Attend& job, float* into, const float* from) {
-    PartialHead& a = *reinterpret_cast<PartialHead*>(into);
-    const PartialHead& b = *reinterpret_cast<const PartialHead*>(from);
-    if (b.sum == 0.0f) return;
-    if (a.sum == 0.0f) {
-        for (int64_t i = 0; i < partial_floats(job); ++i) into[i] = from[i];
-        return;
-    }
-    const float largest = a.largest > b.largest ? a.largest : b.largest;
-    const float scale_a = exp_of(a.largest - largest), scale_b = exp_of(b.largest - largest);
-    a = {largest, __builtin_fmaf(b.sum, scale_b, a.sum * scale_a)};
-    for (int64_t i = 16; i < partial_floats(job); i += Vec::lanes) {
-        const Vec mine = Vec::load(into + i) * Vec::all(scale_a);
-        Vec::fma(Vec::load(from + i), Vec::all(scale_b), mine).store(into + i);
-    }
-}
-
-// Tokens [first, last) of a block that a row may see.
-struct Seen {
-    int64_t first;
-    int64_t last;
-    bool nothing() const { return first >= last; }
-    bool all() const { return first == 0 && last == block_tokens; }
-};
-
-static inline Seen part_of(KeyRange keys, int64_t block) {
-    const int64_t start = block * block_tokens, first = keys.first - start, end = keys.end - start;
-    return {first > 0 ? first : 0, end < block_tokens ? end : block_tokens};
+static inline void fetch(const void* from, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line);
 }
 
 // One tile, one KV head.
 template <class Q, class T>
 struct TileAttention {
     using D = Dot<T>;
+    using Scratch = AttentionScratch<T>;
     static constexpr int64_t token_units = block_tokens / D::values;
+    static constexpr int64_t unit_columns = panel_outputs * D::values;  // values of T in a unit of a panel
 
     const Attend& job;
     const AttentionTile& tile;
     const int64_t kv_head;
-    AttentionScratch<T> scratch;
+    Scratch scratch;
+    // Of the sequence: those that are computed here.
+    const int64_t first_segment = tile.first_segment, last_segment = first_segment + tile.n_segments;
     const int64_t group = group_of(job), heads = tile.n_rows * group;
-
-    const T* block_at(int64_t block) const {
-        return static_cast<const T*>(job.cache) + int64_t(tile.blocks[block]) * job.block_stride;
-    }
+    SegmentBlocks<T> blocks{job, tile, kv_head, scratch.values, first_segment, last_segment};
 
     // The query of head h of the tile: row h / group, head h % group of the KV head's.
     const Q* query(int64_t head) const {
@@ -137,10 +81,10 @@ struct TileAttention {
     }
 
     void pack_queries() {
-        const RowBlocks blocks = row_blocks(heads, tile_rows);
+        const RowBlocks cut = row_blocks(heads, tile_rows);
         const int64_t dim = job.key_dim, units = units_of(dim, D::dtype);
-        for (int64_t block = 0; block < blocks.count; ++block) {
-            const int64_t first = first_row(blocks, block), height = first_row(blocks, block + 1) - first;
+        for (int64_t block = 0; block < cut.count; ++block) {
+            const int64_t first = first_row(cut, block), height = first_row(cut, block + 1) - first;
             for (int64_t head = first; head < first + height; ++head) {
                 const Q* q = query(head);
                 char* to = scratch.queries + (first * units + head - first) * D::x_bytes;
@@ -154,171 +98,151 @@ struct TileAttention {
         }
     }
 
-    template <int rows>
-    void score_rows(const char* keys, int64_t first) {
+    // Scores of heads [first, first + rows) over `n` blocks from view `at` on.
+    template <int rows, int n>
+    void score_blocks(int64_t at, int64_t first) {
         const int64_t units = units_of(job.key_dim, D::dtype);
-        Tile<D, rows> products;
-        products.run(keys, scratch.queries + first * units * D::x_bytes, units);
-        const Vec scale = Vec::all(job.scale);
-        for (int r = 0; r < rows; ++r)
-            for (int v = 0; v < panel_vecs; ++v)
-                (products.sums[r][v] * scale).store(scratch.scores + (first + r) * block_tokens + v * Vec::lanes);
-        if (job.soft_cap != 0.0f) cap_scores(scratch.scores + first * block_tokens, rows * block_tokens);
+        const int64_t values_ahead = token_units * job.value_dim * D::values * int64_t(sizeof(T)) / units;
+        const char* x = scratch.queries + first * units * D::x_bytes;
+        const T* keys[n];
+        const char* ahead[n];
+        Vec sums[n][rows][panel_vecs];
+        for (int b = 0; b < n; ++b) {
+            keys[b] = blocks.views[at + b].keys;
+            ahead[b] = reinterpret_cast<const char*>(blocks.views[at + b].values);
+            for (int r = 0; r < rows; ++r)
+                for (int v = 0; v < panel_vecs; ++v) sums[b][r][v] = Vec::zero();
+        }
+        for (int64_t unit = 0; unit < units; ++unit, x += rows * D::x_bytes) {
+            for (int b = 0; b < n; ++b) {
+                if constexpr (fetches<rows>) fetch(ahead[b] + unit * values_ahead, values_ahead);
+                D::template step<rows, panel_vecs>(reinterpret_cast<const char*>(keys[b] + unit * unit_columns), x, sums[b]);
+            }
+        }
+        // Powers of two from here on.
+        const Vec scale = Vec::all(job.soft_cap != 0.0f ? job.scale : job.scale * log2_e);
+        for (int b = 0; b < n; ++b)
+            for (int r = 0; r < rows; ++r)
+                for (int v = 0; v < panel_vecs; ++v)
+                    (sums[b][r][v] * scale)
+                        .store(scratch.scores + r * segment_tokens + (at + b) * block_tokens + v * Vec::lanes);
     }
 
-    void cap_scores(float* scores, int64_t n) {
-        const Vec cap = Vec::all(job.soft_cap);
-        for (int64_t i = 0; i < n; i += Vec::lanes) (tanh(Vec::load(scores + i) / cap) * cap).store(scores + i);
+    void cap_scores(float* scores) const {
+        const Vec cap = Vec::all(job.soft_cap), wide = Vec::all(job.soft_cap * log2_e);
+        for (int64_t i = 0; i < blocks.count * block_tokens; i += Vec::lanes)
+            (tanh(Vec::load(scores + i) / cap) * wide).store(scores + i);
     }
 
-    template <int rows>
-    void score(const char* keys, int64_t first, int64_t height) {
-        if constexpr (rows > 1)
-            if (height != rows) return score<rows - 1>(keys, first, height);
-        score_rows<rows>(keys, first);
+    // Unseen tokens are replaced, whatever their score came to.
+    void hide(float* scores, KeyRange keys) const {
+        for (int64_t i = 0; i < blocks.count; ++i, scores += block_tokens) {
+            if (!blocks.views[i].partly) continue;
+            const Seen seen = part_of(keys, blocks.views[i].number);
+            for (int64_t token = 0; token < seen.first; ++token) scores[token] = -__builtin_inff();
+            for (int64_t token = seen.last; token < block_tokens; ++token) scores[token] = -__builtin_inff();
+        }
     }
 
-    // The weights of a head over a block, rounded as the product with the values wants them; returns the factor for what
-    // was summed so far. Masked tokens are replaced, whatever their score came to.
-    float weigh(int64_t head, Seen seen) {
-        float* scores = scratch.scores + head * block_tokens;
-        for (int64_t i = 0; i < seen.first; ++i) scores[i] = -__builtin_inff();
-        for (int64_t i = seen.last; i < block_tokens; ++i) scores[i] = -__builtin_inff();
-        PartialHead& state = head_state(scratch.segment, job, head);
-        Vec top = Vec::load(scores);
-        for (int64_t i = Vec::lanes; i < block_tokens; i += Vec::lanes) top = Vec::max(top, Vec::load(scores + i));
-        const float block_top = top.largest();
-        const float largest = block_top > state.largest ? block_top : state.largest;
-        const float factor = exp_of(state.largest - largest);
-        T* weights = scratch.weights + head * block_tokens;
+    // From the scores of head `first + r` to weights.
+    void weigh(int64_t first, int64_t r) {
+        const int64_t head = first + r, tokens = blocks.count * block_tokens;
+        float* scores = scratch.scores + r * segment_tokens;
+        char* weights = scratch.weights + r * Scratch::weight_bytes;
+        if (job.soft_cap != 0.0f) cap_scores(scores);
+        hide(scores, tile.seen[head / group]);
+        Vec top = Vec::load(scores), next = Vec::load(scores + Vec::lanes);
+        for (int64_t i = 2 * Vec::lanes; i < tokens; i += 2 * Vec::lanes) {
+            top = Vec::max(top, Vec::load(scores + i));
+            next = Vec::max(next, Vec::load(scores + i + Vec::lanes));
+        }
+        float largest = Vec::max(top, next).largest();
+        const bool sees = largest != -__builtin_inff();
+        if (!sees) largest = 0.0f;  // then every weight is zero
         Vec sum = Vec::zero();
-        for (int64_t i = 0; i < block_tokens; i += Vec::lanes) {
-            exp(Vec::load(scores + i) - Vec::all(largest)).store(weights + i);
-            sum = sum + Vec::load(weights + i);
+        for (int64_t i = 0; i < tokens; i += 2 * Vec::lanes, weights += 2 * Vec::lanes / D::values * D::x_bytes) {
+            const Vec a = power_of_two_below(Vec::load(scores + i) - Vec::all(largest));
+            const Vec b = power_of_two_below(Vec::load(scores + i + Vec::lanes) - Vec::all(largest));
+            sum = D::put_weights(a, b, weights, sum);
         }
-        state = {largest, __builtin_fmaf(state.sum, factor, sum.sum())};
-        return factor;
+        head_state(scratch.segment, job, head) = {sees ? largest : -__builtin_inff(), sum.sum()};
     }
 
-    // Weights of heads [first, first + rows) times values: 32 columns at a time, `stride` bytes from a unit to the next.
-    template <int rows>
-    void add_columns(const char* values, int64_t stride, int64_t column, int64_t first, const float* factors) {
-        Vec sums[rows][panel_vecs];
+    // Weights times values, `wide` times 32 columns.
+    template <int rows, int wide>
+    void add_columns(int64_t column, int64_t first) {
+        constexpr int vecs = panel_vecs * wide;
+        const int64_t keys_ahead = job.key_dim * block_tokens * int64_t(sizeof(T)) / token_units;
+        Vec sums[rows][vecs];
         for (int r = 0; r < rows; ++r)
-            for (int v = 0; v < panel_vecs; ++v)
-                sums[r][v] = Vec::load(weighted(scratch.segment, job, first + r) + column + v * Vec::lanes) *
-                             Vec::all(factors[r]);
-        const char* packed = scratch.packed;
-        for (int64_t unit = 0; unit < token_units; ++unit) {
-            D::template step<rows, panel_vecs>(values, packed, sums);
-            values += stride;
-            packed += rows * D::x_bytes;
+            for (int v = 0; v < vecs; ++v) sums[r][v] = Vec::zero();
+        const char* weights = scratch.weights;
+        for (int64_t i = 0; i < blocks.count; ++i) {
+            const T* values = blocks.views[i].values + column * D::values;
+            const char* ahead = reinterpret_cast<const char*>(blocks.views[i].ahead);
+            for (int64_t unit = 0; unit < token_units; ++unit, values += blocks.views[i].stride, weights += D::x_bytes) {
+                if constexpr (fetches<rows>)
+                    if (column == 0) fetch(ahead + unit * keys_ahead, keys_ahead);
+                D::template step<rows, vecs, int(Scratch::weight_bytes)>(reinterpret_cast<const char*>(values), weights, sums);
+            }
         }
         for (int r = 0; r < rows; ++r)
-            for (int v = 0; v < panel_vecs; ++v)
+            for (int v = 0; v < vecs; ++v)
                 sums[r][v].store(weighted(scratch.segment, job, first + r) + column + v * Vec::lanes);
     }
 
     template <int rows>
-    void add_rows(const char* values, int64_t stride, int64_t first, const float* factors) {
-        for (int r = 0; r < rows; ++r)
-            for (int64_t unit = 0; unit < token_units; ++unit)
-                D::put(scratch.weights + (first + r) * block_tokens + unit * D::values,
-                       scratch.packed + (unit * rows + r) * D::x_bytes);
-        for (int64_t column = 0; column < job.value_dim; column += panel_outputs)
-            add_columns<rows>(values + column * 4, stride, column, first, factors);
+    void attend_rows(int64_t first) {
+        constexpr int n = side_by_side<rows>;
+        int64_t at = 0;
+        for (; at + n <= blocks.count; at += n) score_blocks<rows, n>(at, first);
+        for (; at < blocks.count; ++at) score_blocks<rows, 1>(at, first);
+        for (int r = 0; r < rows; ++r) weigh(first, r);
+        int64_t column = 0;
+        for (; column + n * panel_outputs <= padded_dim(job); column += n * panel_outputs) add_columns<rows, n>(column, first);
+        for (; column < job.value_dim; column += panel_outputs) add_columns<rows, 1>(column, first);
     }
 
     template <int rows>
-    void add(const char* values, int64_t stride, int64_t first, int64_t height, const float* factors) {
+    void attend_heads(int64_t first, int64_t height) {
         if constexpr (rows > 1)
-            if (height != rows) return add<rows - 1>(values, stride, first, height, factors);
-        add_rows<rows>(values, stride, first, factors);
-    }
-
-    // The values of a block in rows of whole vectors, zero where a token is not seen: zero times what a recycled block
-    // may hold is not always zero.
-    void copy_values(const T* from, Seen seen) {
-        T* to = reinterpret_cast<T*>(scratch.values);
-        const int64_t dim = job.value_dim, width = padded_dim(job) * D::values;
-        for (int64_t unit = 0; unit < token_units; ++unit, from += dim * D::values, to += width) {
-            for (int64_t i = 0; i < width; ++i) to[i] = T{};
-            for (int64_t i = 0; i < D::values; ++i) {
-                const int64_t token = unit * D::values + i;
-                if (token < seen.first || token >= seen.last) continue;
-                for (int64_t d = 0; d < dim; ++d) to[d * D::values + i] = from[d * D::values + i];
-            }
-        }
-    }
-
-    // Heads [first, last), which see the same of the block.
-    void add_values(const T* values, Seen seen, int64_t first, int64_t last) {
-        const int64_t dim = job.value_dim;
-        const bool as_it_is = seen.all() && dim % panel_outputs == 0;
-        if (!as_it_is) copy_values(values, seen);
-        const char* from = as_it_is ? reinterpret_cast<const char*>(values) : scratch.values;
-        const int64_t stride = (as_it_is ? dim : padded_dim(job)) * 4;
-        const RowBlocks blocks = row_blocks(last - first, tile_rows);
-        for (int64_t block = 0; block < blocks.count; ++block) {
-            const int64_t begin = first + first_row(blocks, block), end = first + first_row(blocks, block + 1);
-            float factors[tile_rows];
-            for (int64_t head = begin; head < end; ++head) factors[head - begin] = weigh(head, seen);
-            add<tile_rows>(from, stride, begin, end - begin, factors);
-        }
-    }
-
-    void attend_block(int64_t block) {
-        const T* keys = block_at(block) + kv_head * block_tokens * job.key_dim;
-        const T* values = block_at(block) + block_tokens * (job.n_kv_heads * job.key_dim + kv_head * job.value_dim);
-        const RowBlocks blocks = row_blocks(heads, tile_rows);
-        for (int64_t i = 0; i < blocks.count; ++i) {
-            const int64_t first = first_row(blocks, i);
-            score<tile_rows>(reinterpret_cast<const char*>(keys), first, first_row(blocks, i + 1) - first);
-        }
-        // Rows that see all of it go together, the others one by one.
-        for (int64_t row = 0; row < tile.n_rows;) {
-            const Seen seen = part_of(tile.seen[row], block);
-            int64_t next = row + 1;
-            if (seen.all())
-                while (next < tile.n_rows && part_of(tile.seen[next], block).all()) ++next;
-            if (!seen.nothing()) add_values(values, seen, row * group, next * group);
-            row = next;
-        }
+            if (height != rows) return attend_heads<rows - 1>(first, height);
+        attend_rows<rows>(first);
     }
 
     // Leaves the state of a segment in scratch.segment.
     void attend_segment(int64_t segment) {
-        clear(scratch.segment, job, heads);
-        for (int64_t block = segment * segment_blocks; block < (segment + 1) * segment_blocks; ++block)
-            if (sees(block)) attend_block(block);
+        if (!blocks.find(segment)) return attend_row_by_row(segment);
+        const RowBlocks cut = row_blocks(heads, tile_rows);
+        for (int64_t i = 0; i < cut.count; ++i) {
+            const int64_t first = first_row(cut, i), last = first_row(cut, i + 1);
+            if (blocks.count)
+                attend_heads<tile_rows>(first, last - first);
+            else
+                for (int64_t head = first; head < last; ++head) clear(head_state(scratch.segment, job, head));
+        }
     }
 
-    // Whether a row sees a key of the block. Where none does, the block table may say anything.
-    bool sees(int64_t block) const {
-        for (int64_t row = 0; row < tile.n_rows; ++row)
-            if (!tile.seen[row].nothing() && !part_of(tile.seen[row], block).nothing()) return true;
-        return false;
+    void attend_row_by_row(int64_t segment) {
+        for (int64_t row = 0; row < tile.n_rows; ++row) {
+            AttentionTile one = tile;
+            one.first_row += row;
+            one.seen += row;
+            one.n_rows = 1;
+            TileAttention alone{job, one, kv_head, scratch};
+            alone.scratch.segment = scratch.segment + row * group * partial_floats(job);
+            alone.pack_queries();
+            alone.attend_segment(segment);
+        }
+        pack_queries();
     }
 
-    // Merged states to rows of y. Zeros for a row that saw nothing.
-    void finish(float* merged) {
+    // Merged states to rows of y.
+    void finish_rows(const float* merged) const {
         for (int64_t head = 0; head < heads; ++head) {
             const int64_t row = tile.first_row + head / group, of_row = kv_head * group + head % group;
             Q* y = static_cast<Q*>(job.y) + (row * job.n_heads + of_row) * job.value_dim;
-            const PartialHead& state = head_state(merged, job, head);
-            const float* from = weighted(merged, job, head);
-            float factor = state.sum == 0.0f ? 0.0f : 1.0f, sum = state.sum == 0.0f ? 1.0f : state.sum;
-            if (job.sinks && state.sum != 0.0f) {
-                // As if a key of weighted value zero had this score.
-                const float sink = to_float(static_cast<const Q*>(job.sinks)[of_row]);
-                const float largest = state.largest > sink ? state.largest : sink;
-                factor = exp_of(state.largest - largest);
-                sum = __builtin_fmaf(state.sum, factor, exp_of(sink - largest));
-            }
-            for (int64_t i = 0; i < job.value_dim; i += Vec::lanes) {
-                const int64_t left = job.value_dim - i;
-                (Vec::load(from + i) * Vec::all(factor) / Vec::all(sum)).store(y + i, int(left < Vec::lanes ? left : Vec::lanes));
-            }
+            finish(job, merged + head * partial_floats(job), of_row, y);
         }
     }
 };
@@ -330,25 +254,28 @@ void attend_tile(const Attend& job, const AttentionTile& tile, int64_t kv_head, 
     scratch.lay_out(job, memory);
     TileAttention<Q, T> work{job, tile, kv_head, scratch};
     work.pack_queries();
-    clear(scratch.merged, job, work.heads);
+    for (int64_t head = 0; head < work.heads; ++head) clear(head_state(scratch.merged, job, head));
     for (int64_t i = 0; i < tile.n_segments; ++i) {
         work.attend_segment(tile.first_segment + i);
         for (int64_t head = 0; head < work.heads; ++head)
             merge(job, scratch.merged + head * partial_floats(job), scratch.segment + head * partial_floats(job));
     }
-    work.finish(scratch.merged);
+    work.finish_rows(scratch.merged);
 }
 
-// One segment of a tile into `partials`, [heads of the tile] states.
+// Segments [first, last) of a tile into `partials`, [segments][heads of the tile] states, `stride` floats from a segment to
+// the next.
 template <class Q, class T>
-void attend_segment(const Attend& job, const AttentionTile& tile, int64_t kv_head, int64_t segment, float* partials,
-                    char* memory) {
+void attend_segments(const Attend& job, const AttentionTile& tile, int64_t kv_head, int64_t first, int64_t last,
+                     float* partials, int64_t stride, char* memory) {
     AttentionScratch<T> scratch;
     scratch.lay_out(job, memory);
-    scratch.segment = partials;
-    TileAttention<Q, T> work{job, tile, kv_head, scratch};
+    TileAttention<Q, T> work{job, tile, kv_head, scratch, tile.first_segment + first, tile.first_segment + last};
     work.pack_queries();
-    work.attend_segment(tile.first_segment + segment);
+    for (int64_t segment = first; segment < last; ++segment) {
+        work.scratch.segment = partials + segment * stride;
+        work.attend_segment(tile.first_segment + segment);
+    }
 }
 
 // The partials of all segments, `stride` floats apart, merged in order.
@@ -359,7 +286,7 @@ void merge_segments(const Attend& job, const AttentionTile& tile, int64_t kv_hea
         for (int64_t head = 0; head < work.heads; ++head)
             merge(job, partials + head * partial_floats(job),
                   partials + segment * stride + head * partial_floats(job));
-    work.finish(partials);
+    work.finish_rows(partials);
 }
 
 }  // namespace

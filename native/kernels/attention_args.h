@@ -13,11 +13,11 @@
 namespace headrace {
 
 constexpr int64_t block_tokens = 32;
-// Tokens of a segment. Part of the definition: every segment's softmax starts afresh, and segments are merged in order.
+// Tokens of a segment. Part of the definition: every segment has a softmax of its own, and segments are merged in order.
 constexpr int64_t segment_tokens = 128;
 constexpr int64_t segment_blocks = segment_tokens / block_tokens;
 // Rows of a tile at most. Where a tile starts has no effect on results.
-constexpr int64_t attention_tile_rows = 8;
+constexpr int64_t attention_tile_rows = 12;
 
 // Where the keys that a step writes go.
 struct KvPlaces {
@@ -70,7 +70,7 @@ struct Attend {
     float soft_cap;  // 0: none
 };
 
-// A row's softmax over some keys: the largest score, the sum of weights, and the weighted values behind them.
+// A row's softmax over some keys: the largest score times log2(e), the sum of weights, and the weighted values behind them.
 struct PartialHead {
     float largest;
     float sum;

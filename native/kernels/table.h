@@ -24,7 +24,8 @@ struct AttentionKernels {
     int64_t (*scratch_bytes)(const Attend&);
     void (*write_kv)(const WriteKv&, const KvPlaces&, int64_t first_row, int64_t last_row);
     void (*tile)(const Attend&, const AttentionTile&, int64_t kv_head, char* scratch);
-    void (*segment)(const Attend&, const AttentionTile&, int64_t kv_head, int64_t segment, float* partials, char* scratch);
+    void (*segments)(const Attend&, const AttentionTile&, int64_t kv_head, int64_t first, int64_t last, float* partials,
+                     int64_t stride, char* scratch);
     void (*merge)(const Attend&, const AttentionTile&, int64_t kv_head, float* partials, int64_t stride);
 };
 

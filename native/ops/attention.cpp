@@ -10,8 +10,9 @@
 namespace headrace {
 namespace {
 
-constexpr int64_t few_tiles = 16;       // below this, threads share out segments as well
-constexpr int64_t most_segments = 256;  // of a tile that is shared out: their states take memory
+constexpr int64_t pieces = 16;             // of work for each thread, if tiles give so many
+constexpr int64_t short_run = 4;           // segments: shorter work is cut off only where threads would be idle
+constexpr int64_t most_partial_rows = 4096;  // of a tile that is shared out: their states take memory
 constexpr int64_t write_rows = 16;      // of a chunk
 
 }  // namespace
@@ -24,7 +25,8 @@ void AttentionPlan::fill(const Step& step) {
     for (int64_t seq = 0; seq < step.n_seqs; ++seq)
         for (int64_t row = step.query_starts[seq]; row < step.query_starts[seq + 1]; row += attention_tile_rows)
             add_tile(step, seq, row, std::min(attention_tile_rows, step.query_starts[seq + 1] - row));
-    share_out();
+    share_out(step.n_kv_heads);
+    by_head_ = int64_t(tiles_.size()) > step.n_seqs;
 }
 
 void AttentionPlan::set_ranges(const Step& step) {
@@ -63,22 +65,27 @@ void AttentionPlan::add_tile(const Step& step, int64_t seq, int64_t row, int64_t
     tiles_.push_back({row, n_rows, seen, blocks_.data() + seq * step.columns, first_segment, n_segments, -1});
 }
 
-// Tiles to threads, and where they are too few, their segments.
-void AttentionPlan::share_out() {
+// Tiles to threads, and where they are too few or too long, runs of their segments.
+void AttentionPlan::share_out(int64_t n_kv_heads) {
     work_.clear();
     split_.clear();
     partial_rows_ = 0;
-    const bool few = int64_t(tiles_.size()) < few_tiles;
+    int64_t total = 0;
+    for (const AttentionTile& tile : tiles_) total += tile.n_segments;
+    const int64_t each = total * n_kv_heads / Pool::instance().threads();
+    const int64_t run = std::max({each / pieces, std::min(short_run, each / 2), int64_t(1)});
     for (int32_t i = 0; i < int32_t(tiles_.size()); ++i) {
         AttentionTile& tile = tiles_[size_t(i)];
-        if (!few || tile.n_segments <= 1 || tile.n_segments > most_segments) {
-            work_.push_back({i, -1});
+        const int64_t n = tile.n_segments;
+        if (n <= run || n * tile.n_rows > most_partial_rows) {
+            work_.push_back({i, 0, int32_t(n)});
             continue;
         }
         tile.partial = partial_rows_;
-        partial_rows_ += tile.n_segments * tile.n_rows;
+        partial_rows_ += n * tile.n_rows;
         split_.push_back(i);
-        for (int32_t segment = 0; segment < int32_t(tile.n_segments); ++segment) work_.push_back({i, segment});
+        for (int64_t first = 0; first < n; first += run)
+            work_.push_back({i, int32_t(first), int32_t(std::min(n, first + run))});
     }
 }
 
@@ -104,22 +111,23 @@ void run(const Attend& job, AttentionPlan* plan, Dtype rows, Dtype cache, int64_
     const int64_t per_head = plan->partial_rows_ * row_floats;
     char* memory = plan->memory(threads * scratch + heads * per_head * 4);
     float* partials = reinterpret_cast<float*>(memory + threads * scratch);
-    const auto partial_of = [&](const AttentionTile& tile, int64_t head, int64_t segment) {
-        return partials + head * per_head + (tile.partial + segment * tile.n_rows) * row_floats;
+    const auto partials_of = [&](const AttentionTile& tile, int64_t head) {
+        return partials + head * per_head + tile.partial * row_floats;
     };
-    Pool::instance().each(int64_t(plan->work_.size()) * heads, [&](int64_t chunk, int thread) {
-        const auto work = plan->work_[size_t(chunk / heads)];
+    const int64_t n_work = int64_t(plan->work_.size());
+    Pool::instance().each(n_work * heads, [&](int64_t chunk, int thread) {
+        const int64_t head = plan->by_head_ ? chunk / n_work : chunk % heads;
+        const auto work = plan->work_[size_t(plan->by_head_ ? chunk % n_work : chunk / heads)];
         const AttentionTile& tile = plan->tiles_[size_t(work.tile)];
-        const int64_t head = chunk % heads;
         char* mine = memory + thread * scratch;
-        if (work.segment < 0)
+        if (tile.partial < 0)
             table.tile(job, tile, head, mine);
         else
-            table.segment(job, tile, head, work.segment, partial_of(tile, head, work.segment), mine);
+            table.segments(job, tile, head, work.first, work.last, partials_of(tile, head), tile.n_rows * row_floats, mine);
     });
     Pool::instance().each(int64_t(plan->split_.size()) * heads, [&](int64_t chunk, int) {
         const AttentionTile& tile = plan->tiles_[size_t(plan->split_[size_t(chunk / heads)])];
-        table.merge(job, tile, chunk % heads, partial_of(tile, chunk % heads, 0), tile.n_rows * row_floats);
+        table.merge(job, tile, chunk % heads, partials_of(tile, chunk % heads), tile.n_rows * row_floats);
     });
 }
 

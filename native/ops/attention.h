@@ -24,6 +24,7 @@ class AttentionPlan {
         int64_t n_writes;
         int64_t window;           // keys a row sees, itself included; 0: no window
         int64_t chunk;            // rows see the keys of their own chunk of so many; 0: no chunks
+        int64_t n_kv_heads;       // how many threads may share a tile
         const KeyRange* ranges;   // [rows] what each row sees, whatever seq_lens, window and chunk say; or null
     };
 
@@ -34,14 +35,16 @@ class AttentionPlan {
     friend void run(const WriteKv&, const AttentionPlan*, Dtype, Dtype, int64_t);
     friend void run(const Attend&, AttentionPlan*, Dtype, Dtype, int64_t);
 
+    // Segments [first, last) of a tile; the tile is whole if it is not among the split ones.
     struct Work {
         int32_t tile;
-        int32_t segment;  // -1: all of them
+        int32_t first;
+        int32_t last;
     };
 
     void set_ranges(const Step& step);
     void add_tile(const Step& step, int64_t seq, int64_t row, int64_t n_rows);
-    void share_out();
+    void share_out(int64_t n_kv_heads);
     char* memory(int64_t bytes);
 
     std::vector<AttentionTile> tiles_;
@@ -51,6 +54,7 @@ class AttentionPlan {
     std::vector<int64_t> write_index_;
     std::vector<KeyRange> ranges_;
     int64_t partial_rows_ = 0;
+    bool by_head_ = false;  // one head's work after another's, where tiles read the same keys
     std::vector<char> scratch_;
 };
 

@@ -1,7 +1,9 @@
 // One unit of k for a tile: the products of panel values with packed values of x, added to the sums.
 //
 // Dot<T>: `values` of k in a unit; `x_bytes` of a packed unit of x; `put` packs one; `multiply_add` adds `products` products
-// to each lane of a vector, from bits as they lie in a panel or, where x is widened, from floats; `step` adds a unit to a tile.
+// to each lane of a vector, from bits as they lie in a panel or, where x is widened, from floats; `step` adds a unit to a tile,
+// whose rows lie x_stride bytes apart; `put_weights` packs 2 vectors of weights for it and returns `sum` plus the weights as
+// they were rounded, lane by lane in a fixed order.
 #pragma once
 
 #include <cstring>
@@ -24,15 +26,20 @@ struct Dot<float> {
     static constexpr int products = 1;  // of a lane in multiply_add
 
     static void put(const float* x, char* to) { std::memcpy(to, x, 4); }
+    static Vec put_weights(Vec a, Vec b, char* to, Vec sum) {
+        a.store(reinterpret_cast<float*>(to));
+        b.store(reinterpret_cast<float*>(to) + Vec::lanes);
+        return sum + a + b;
+    }
     static Vec multiply_add(Vec a, Vec b, Vec sum) { return Vec::fma(a, b, sum); }
 
-    template <int rows, int vecs>
+    template <int rows, int vecs, int x_stride = x_bytes>
     static inline __attribute__((always_inline)) void step(const char* w, const char* x, Vec (&sums)[rows][vecs]) {
         const float* weights = reinterpret_cast<const float*>(w);
         Vec part[vecs];
         for (int v = 0; v < vecs; ++v) part[v] = Vec::load(weights + v * Vec::lanes);
         for (int r = 0; r < rows; ++r) {
-            const Vec value = Vec::all(reinterpret_cast<const float*>(x)[r]);
+            const Vec value = Vec::all(*reinterpret_cast<const float*>(x + r * x_stride));
             for (int v = 0; v < vecs; ++v) sums[r][v] = Vec::fma(value, part[v], sums[r][v]);
         }
     }
@@ -50,16 +57,21 @@ struct Dot<bf16> {
     static constexpr int products = 2;
 
     static void put(const bf16* x, char* to) { std::memcpy(to, x, 4); }
+    static Vec put_weights(Vec a, Vec b, char* to, Vec sum) {
+        const __m512bh both = _mm512_cvtne2ps_pbh(b.v, a.v);
+        _mm512_storeu_si512(to, (__m512i)both);
+        return {_mm512_dpbf16_ps(sum.v, both, (__m512bh)_mm512_set1_epi16(0x3f80))};  // times 1
+    }
     static Vec multiply_add(Vec a, Vec b, Vec sum) {
         return {_mm512_dpbf16_ps(sum.v, (__m512bh)_mm512_castps_si512(a.v), (__m512bh)_mm512_castps_si512(b.v))};
     }
 
-    template <int rows, int vecs>
+    template <int rows, int vecs, int x_stride = x_bytes>
     static inline __attribute__((always_inline)) void step(const char* w, const char* x, Vec (&sums)[rows][vecs]) {
         Vec part[vecs];
         for (int v = 0; v < vecs; ++v) part[v] = Vec::load(reinterpret_cast<const float*>(w) + v * Vec::lanes);
         for (int r = 0; r < rows; ++r) {
-            const Vec value = Vec::all(reinterpret_cast<const float*>(x)[r]);
+            const Vec value = Vec::all(*reinterpret_cast<const float*>(x + r * x_stride));
             for (int v = 0; v < vecs; ++v) sums[r][v] = multiply_add(value, part[v], sums[r][v]);
         }
     }
@@ -81,14 +93,23 @@ struct Dot<bf16> {
         const float wide[2] = {to_float(x[0]), to_float(x[1])};
         std::memcpy(to, wide, 8);
     }
+    static Vec put_weights(Vec a, Vec b, char* to, Vec sum) {
+        bf16 rounded[2 * Vec::lanes];
+        a.store(rounded);
+        b.store(rounded + Vec::lanes);
+        const Vec wide_a = Vec::load(rounded), wide_b = Vec::load(rounded + Vec::lanes);
+        wide_a.store(reinterpret_cast<float*>(to));
+        wide_b.store(reinterpret_cast<float*>(to) + Vec::lanes);
+        return sum + wide_a + wide_b;
+    }
 
-    template <int rows, int vecs>
+    template <int rows, int vecs, int x_stride = x_bytes>
     static inline __attribute__((always_inline)) void step(const char* w, const char* x, Vec (&sums)[rows][vecs]) {
         for (int v = 0; v < vecs; ++v) {
             const bf16* pairs = reinterpret_cast<const bf16*>(w) + v * 2 * Vec::lanes;
             const Vec lower = Vec::lower_of_pairs(pairs), upper = Vec::upper_of_pairs(pairs);
             for (int r = 0; r < rows; ++r) {
-                const float* value = reinterpret_cast<const float*>(x) + 2 * r;
+                const float* value = reinterpret_cast<const float*>(x + r * x_stride);
                 sums[r][v] = Vec::fma(Vec::all(value[1]), upper, Vec::fma(Vec::all(value[0]), lower, sums[r][v]));
             }
         }

@@ -20,6 +20,26 @@ static inline Vec exp(Vec x) {
     return Vec::times_power_of_two(p, n);
 }
 
+// 2^x for x <= 0, and exactly 0 below -159, as for minus infinity: a polynomial of degree 5 on [-1/2, 1/2], fitted for the
+// relative error, which with rounding stays below 1.7e-7; exactly 1 at 0. Lane by lane.
+static inline Vec power_of_two_below(Vec x) {
+    x = Vec::max(Vec::all(-160.0f), x);
+    const Vec n = Vec::nearest(x);
+    const Vec r = x - n;
+    Vec p = Vec::all(0.0013264863518998027f);
+    p = Vec::fma(p, r, Vec::all(0.009671516716480255f));
+    p = Vec::fma(p, r, Vec::all(0.05550733208656311f));
+    p = Vec::fma(p, r, Vec::all(0.24022242426872253f));
+    p = Vec::fma(p, r, Vec::all(0.6931470036506653f));
+    return Vec::times_power_of_two(Vec::fma(p, r, Vec::all(1.0f)), n);
+}
+
+static inline float power_of_two_below(float x) {
+    float lanes[Vec::lanes];
+    power_of_two_below(Vec::all(x)).store(lanes);
+    return lanes[0];
+}
+
 static inline float exp_of(float x) {
     float lanes[Vec::lanes];
     exp(Vec::all(x)).store(lanes);

@@ -146,6 +146,20 @@ def test_any_cut_into_steps_gives_the_same_bits(lengths, form, n_kv, shared, dim
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("form", [Form(), Form(window=9), Form(chunk=24)])
+def test_a_value_that_is_not_finite_is_seen_by_those_rows_alone_that_may_see_it(form: Form, dtype: torch.dtype) -> None:
+    """Row 37 lies in a tile with rows before it; a weight of zero would not keep it from them."""
+    clean = Sequences([90], form, 2, 3, 32, cache=dtype, rows=dtype).whole()[0]
+    case = Sequences([90], form, 2, 3, 32, cache=dtype, rows=dtype)
+    case.v[0][37] = torch.inf
+    out = case.whole()[0]
+    first, end = form.ranges(torch.arange(90)).unbind(1)
+    seeing = (first <= 37) & (end > 37)
+    assert torch.equal(out[~seeing], clean[~seeing])
+    assert not out[seeing].isfinite().any()
+
+
 def test_many_sequences_at_once_give_the_bits_of_each_alone() -> None:
     lengths = [17 * i % 190 + 1 for i in range(40)]
     form = Form(window=50, v_dim=24, soft_cap=5.0, sinks=True)

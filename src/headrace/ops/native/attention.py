@@ -53,10 +53,12 @@ class NativeAttention:
         plan = _core.AttentionPlan() if part.metadata is None else part.metadata
         table, where = part.block_table.contiguous(), part.write_index.contiguous()
         ranges = None if part.key_ranges is None else check_ranges(part, batch.n_rows)
+        window = spec.window if isinstance(spec, SlidingKV) else 0
+        chunk = spec.chunk if isinstance(spec, ChunkedKV) else 0
+        n_kv_heads = spec.n_kv_heads if isinstance(spec, KVSpec) else 1
         plan.fill(
             batch.query_starts.data_ptr(), batch.seq_lens.data_ptr(), batch.n_seqs, table.data_ptr(), table.shape[1],
-            where.data_ptr(), len(where), spec.window if isinstance(spec, SlidingKV) else 0,
-            spec.chunk if isinstance(spec, ChunkedKV) else 0, 0 if ranges is None else ranges.data_ptr(),
+            where.data_ptr(), len(where), window, chunk, n_kv_heads, 0 if ranges is None else ranges.data_ptr(),
         )  # fmt: skip
         return plan
 
