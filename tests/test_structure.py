@@ -23,14 +23,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # Peers that know core only.
     "cache": ("core",),
     "spec": ("core",),
-    "weights": ("core",),
+    "quant": ("core",),
+    "weights": ("core", "quant.formats"),
     # A GGUF file holds the tokenizer as well.
     "tokenizer": ("core", "weights.gguf_reader"),
     # From numbers to models.
-    "ops": ("core", "cache.specs"),
+    "ops": ("core", "cache.specs", "quant.formats"),
     "sampling": ("core", "ops.native.core"),
-    "layers": ("core", "cache.specs", "ops", "weights"),
-    "models": ("core", "cache.specs", "ops", "layers", "weights"),
+    "layers": ("core", "cache.specs", "quant", "ops", "weights"),
+    "models": ("core", "cache.specs", "quant", "ops", "layers", "weights"),
     # From requests to plans. No torch here.
     "sched": ("core", "cache", "spec"),
     "executor": (),
@@ -38,7 +39,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "executor.sim_model": ("core", "cache"),
     "executor.sim": ("core", "cache", "executor.base", "executor.sim_model"),
     # One worker's device side.
-    "runner": ("core", "cache", "ops", "layers", "models", "weights", "sampling", "executor.base"),
+    "runner": ("core", "cache", "quant", "ops", "layers", "models", "weights", "sampling", "executor.base"),
     "executor.inproc": ("core", "cache", "executor.base", "runner"),
     # What holds them together.
     "engine": ("core", "cache", "spec", "tokenizer", "sched", "executor", "weights", "runner"),

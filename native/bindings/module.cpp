@@ -19,6 +19,7 @@ NB_MODULE(_native, m) {
     m.def("set_threads", [](int n) { Pool::instance().set_threads(n); }, nb::call_guard<nb::gil_scoped_release>());
     m.def("threads", [] { return Pool::instance().threads(); });
     bind_linear(m);
+    bind_block_linear(m);
     bind_attention(m);
     bind_elementwise(m);
     bind_moe(m);

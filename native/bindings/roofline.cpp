@@ -27,19 +27,25 @@ float read_all(uintptr_t memory, int64_t bytes) {
     return last.load();
 }
 
-// Multiplies on every thread; returns the number of products.
-int64_t multiply_all(int dtype, int64_t turns) {
-    const auto run = Dtype(dtype) == Dtype::f32 ? kernels().multiply_all_f32 : kernels().multiply_all_bf16;
+// Runs on every thread; returns the number of products.
+int64_t multiply_everywhere(int64_t (*run)(int64_t, float), int64_t turns) {
     std::atomic<int64_t> products{0};
     Pool::instance().each(64 * Pool::instance().threads(), [&](int64_t, int) { products += run(turns / 64, 0.5f); });
     return products.load();
 }
+
+int64_t multiply_all(int dtype, int64_t turns) {
+    return multiply_everywhere(Dtype(dtype) == Dtype::f32 ? kernels().multiply_all_f32 : kernels().multiply_all_bf16, turns);
+}
+
+int64_t multiply_all_bytes(int64_t turns) { return multiply_everywhere(kernels().multiply_all_bytes, turns); }
 
 }  // namespace
 
 void bind_roofline(nb::module_& m) {
     m.def("read_all", &read_all, nb::call_guard<nb::gil_scoped_release>());
     m.def("multiply_all", &multiply_all, nb::call_guard<nb::gil_scoped_release>());
+    m.def("multiply_all_bytes", &multiply_all_bytes, nb::call_guard<nb::gil_scoped_release>());
 }
 
 }  // namespace headrace

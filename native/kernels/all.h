@@ -5,6 +5,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/attention_write.h"
+#include "kernels/block_linear.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/moe.h"
@@ -28,8 +29,11 @@ const KernelTable& HEADRACE_TABLE() {
         .read_all = read_all,
         .multiply_all_f32 = multiply_all<float>,
         .multiply_all_bf16 = multiply_all<bf16>,
+        .multiply_all_bytes = multiply_all_bytes,
         .linear_f32 = {tile_rows, Dot<float>::x_bytes, pack_x<float>, linear<float>},
         .linear_bf16 = {tile_rows, Dot<bf16>::x_bytes, pack_x<bf16>, linear<bf16>},
+        .block_linear_f32 = {block_tile_rows, pack_block_x<float>, block_linear<float>},
+        .block_linear_bf16 = {block_tile_rows, pack_block_x<bf16>, block_linear<bf16>},
         .elementwise = {{elementwise<Elementwise::silu_mul, float>, elementwise<Elementwise::silu_mul, bf16>},
                         {elementwise<Elementwise::gelu_tanh_mul, float>, elementwise<Elementwise::gelu_tanh_mul, bf16>},
                         {elementwise<Elementwise::relu_squared, float>, elementwise<Elementwise::relu_squared, bf16>},

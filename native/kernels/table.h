@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention_args.h"
+#include "kernels/block_linear_args.h"
 #include "kernels/elementwise_args.h"
 #include "kernels/linear_args.h"
 #include "kernels/moe_args.h"
@@ -17,6 +18,14 @@ struct LinearKernels {
     int64_t x_unit_bytes;   // of a packed unit of x
     void (*pack_x)(const Linear&, int64_t first_row, int64_t last_row, void* packed);
     void (*run)(const Linear&, const void* x_packed, const RowBlocks& blocks, int64_t first_block, int64_t last_block,
+                int64_t first_panel, int64_t last_panel);
+};
+
+// As LinearKernels, for a weight in blocks.
+struct BlockLinearKernels {
+    int64_t tile_rows;
+    void (*pack_x)(const BlockLinear&, int64_t first_row, int64_t last_row, void* packed);
+    void (*run)(const BlockLinear&, const void* x_packed, const RowBlocks& blocks, int64_t first_block, int64_t last_block,
                 int64_t first_panel, int64_t last_panel);
 };
 
@@ -39,8 +48,11 @@ struct KernelTable {
     float (*read_all)(const void* memory, int64_t bytes);
     int64_t (*multiply_all_f32)(int64_t turns, float guard);
     int64_t (*multiply_all_bf16)(int64_t turns, float guard);
+    int64_t (*multiply_all_bytes)(int64_t turns, float guard);
     LinearKernels linear_f32;
     LinearKernels linear_bf16;
+    BlockLinearKernels block_linear_f32;
+    BlockLinearKernels block_linear_bf16;
     void (*elementwise[int(Elementwise::count)][2])(const ElementwiseRows&, int64_t first_row, int64_t last_row);
     void (*position_scale_f32)(const PositionScale&, int64_t first_row, int64_t last_row);
     void (*position_scale_bf16)(const PositionScale&, int64_t first_row, int64_t last_row);

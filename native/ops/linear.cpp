@@ -1,12 +1,11 @@
 #include "ops/linear.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <stdexcept>
 
 #include "core/isa.h"
 #include "core/pool.h"
+#include "core/scratch.h"
 
 namespace headrace {
 namespace {
@@ -17,22 +16,6 @@ constexpr int64_t x_range_bytes = 2 << 20;   // of x: stays in the outer caches 
 constexpr int64_t chunks_per_thread = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Memory of the calling thread that only grows. The caller waits for its job, so a job may point into it.
-char* scratch(int64_t bytes) {
-    struct Free {
-        void operator()(char* p) const { ::operator delete[](p, std::align_val_t(64)); }
-    };
-    thread_local std::unique_ptr<char, Free> memory;
-    thread_local int64_t size = 0;
-    if (bytes > size) {
-        memory.reset();
-        size = 0;
-        memory.reset(static_cast<char*>(::operator new[](size_t(bytes), std::align_val_t(64))));
-        size = bytes;
-    }
-    return memory.get();
-}
 
 void pack_x(const LinearKernels& kernels, const Linear& job, const RowBlocks& blocks, int64_t row_bytes, char* packed) {
     const auto pack = [&](int64_t block, int) {

@@ -15,7 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from headrace.core.errors import CheckpointError
 from headrace.weights.checkpoint import expect, open_checkpoint
-from headrace.weights.gguf_dequant import SUPPORTED, dequantise
+from headrace.weights.gguf_blocks import SUPPORTED, dequantise
 from headrace.weights.gguf_reader import GGML_TYPES, read_header
 from headrace.weights.gguf_rope import llama3_divisors
 

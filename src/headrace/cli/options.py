@@ -120,6 +120,7 @@ def _engine(*flags: str, help: str, metavar: str | None = None) -> Any:
 
 def _engine_options(
     dtype: Annotated[str | None, _engine(help="auto, float32, bfloat16 or float16.")] = None,
+    quantization: Annotated[str | None, _engine(help="none, int8, int4, or gguf: the file's own blocks.")] = None,
     max_batch_size: Annotated[int | None, _engine(help="Sequences that run at once.")] = None,
     max_num_tokens: Annotated[int | None, _engine(help="Rows of one step.")] = None,
     max_seq_len: Annotated[int | None, _engine(help="Prompt and output together.")] = None,
@@ -155,6 +156,8 @@ def _engine_options(
     cache = {name: value for name, value in (("max_tokens", kv_tokens), ("dtype", kv_cache_dtype)) if value is not None}
     if cache:
         arguments["kv_cache_config"] = cache
+    if quantization not in (None, "none"):
+        arguments["quant_config"] = {"quant_algo": quantization}
     if speculative not in (None, "ngram"):
         raise ConfigError(f"--speculative {speculative}: this version drafts with 'ngram' only")
     if speculative is not None:

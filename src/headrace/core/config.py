@@ -44,6 +44,13 @@ class KvCacheConfig(Config):
     tokens_per_block: Literal[32] = 32
 
 
+class QuantConfig(Config):
+    """How weights are kept. It changes outputs, as another dtype does; see docs/quantisation.md for how much."""
+
+    quant_algo: Literal["int8", "int4", "gguf"]
+    """int8, int4: floats are rounded when they are loaded. gguf: the blocks of a GGUF file stay as they are."""
+
+
 class CapacitySchedulerPolicy(enum.Enum):
     """What happens when KV memory is short."""
 
@@ -112,6 +119,8 @@ class LlmArgs(Config):
     tokenizer_revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of weights and activations; auto: the checkpoint's."""
+    quant_config: QuantConfig | None = None
+    """Weights of a few bits; None: in ``dtype``, whatever the file has."""
     load_format: Literal["auto", "dummy"] = "auto"
     """dummy: random weights in the shapes of the configuration."""
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
 
 from headrace.cache.specs import CacheSpec
+from headrace.ops.linear import LinearOps
 from headrace.ops.storage import PLAIN, Storage
 from headrace.ops.table import Ops
+from headrace.quant.formats import BlockFormat
+from headrace.quant.schemes import NO_SCHEME, Scheme
 from headrace.weights.checkpoint import Checkpoint
 
 
@@ -32,6 +36,8 @@ class BuildContext:
     """Of cached keys and values; None: ``dtype``."""
     max_draft_rows: int = 0
     """Draft rows of one step at most."""
+    scheme: Scheme = NO_SCHEME
+    """Which weights are in blocks."""
 
     @property
     def cache_dtype(self) -> torch.dtype:
@@ -132,6 +138,42 @@ def stacked(
         sources.append(Source(name, (height, *width), first, first + height, order))
         first += height
     return tuple(sources)
+
+
+class Weight(Parameter):
+    """The weight [n_out, n_in] of products and look-ups, dense or in blocks, and the operators that read it.
+
+    Args:
+        is_table: an embedding or a head.
+    """
+
+    __slots__ = ("_formats", "_scheme", "ops")
+
+    def __init__(
+        self, ctx: BuildContext, shape: tuple[int, int], sources: tuple[Source, ...], *, is_table: bool = False
+    ) -> None:
+        found = [ctx.scheme.format(source.name, is_table=is_table) for source in sources]
+        formats = [form for form in found if form is not None]
+        # A mixture of blocks and floats is rare enough to be all floats.
+        in_blocks = len(formats) == len(found)
+        self._scheme = ctx.scheme
+        self._formats = {s.name: form for s, form in zip(sources, formats, strict=True)} if in_blocks else {}
+        self.ops: LinearOps = ctx.ops.block_linear(_parts(sources, formats)) if in_blocks else ctx.ops.linear
+        super().__init__(ctx, shape, sources, storage=self.ops)
+
+    def fill(self, source: Source, checkpoint: Checkpoint) -> None:
+        if not self._formats:
+            return super().fill(source, checkpoint)
+        for first, rows in self._scheme.rows(checkpoint, source.name, self._formats[source.name]):
+            for start, stop, row in source.runs(first, first + len(rows)):
+                self.storage.fill(self.data, row, rows[start - first : stop - first])
+        return None
+
+
+def _parts(sources: tuple[Source, ...], formats: list[BlockFormat]) -> tuple[tuple[int, BlockFormat], ...]:
+    """(rows, format), neighbours of one format together."""
+    runs = groupby(zip(sources, formats, strict=True), key=lambda pair: pair[1])
+    return tuple((sum(source.last - source.first for source, _ in run), form) for form, run in runs)
 
 
 class Layer:

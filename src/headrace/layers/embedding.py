@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import torch
 
-from .base import BuildContext, Layer, Parameter, stacked
+from .base import BuildContext, Layer, Weight, stacked
 
 
 class Embedding(Layer):
     """One row of a [vocab_size, hidden] table for each token id."""
 
     def __init__(self, ctx: BuildContext, name: str, vocab_size: int, hidden_size: int) -> None:
-        self._ops = ctx.ops.linear
         sources = stacked((f"{name}.weight",), (vocab_size,), hidden_size)
-        self.weight = Parameter(ctx, (vocab_size, hidden_size), sources, storage=ctx.ops.linear)
+        self.weight = Weight(ctx, (vocab_size, hidden_size), sources, is_table=True)
+        self._ops = self.weight.ops
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """[T] -> [T, hidden]."""
@@ -40,10 +40,10 @@ class LMHead(Layer):
         tied: Embedding | None = None,
         cap: float | None = None,
     ) -> None:
-        self._ops = ctx.ops.linear
         own = stacked((f"{name}.weight",), (vocab_size,), hidden_size)
         shape = (vocab_size, hidden_size)
-        self.weight = tied.weight if tied is not None else Parameter(ctx, shape, own, storage=ctx.ops.linear)
+        self.weight = tied.weight if tied is not None else Weight(ctx, shape, own, is_table=True)
+        self._ops = self.weight.ops
         self._finish = _capped(ctx, cap) if cap is not None else _as_they_are
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:

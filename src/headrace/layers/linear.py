@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .base import BuildContext, Layer, Parameter, stacked
+from .base import BuildContext, Layer, Parameter, Weight, stacked
 
 
 class Linear(Layer):
@@ -31,10 +31,10 @@ class Linear(Layer):
         orders: tuple[tuple[int, ...], ...] | None = None,
     ) -> None:
         n_out = sum(n_outs)
-        self._ops = ctx.ops.linear
         self._segments = segments(n_in, parts)
         weight_sources = stacked(tuple(f"{n}.weight" for n in names), n_outs, n_in, orders=orders)
-        self.weight = Parameter(ctx, (n_out, n_in), weight_sources, storage=ctx.ops.linear)
+        self.weight = Weight(ctx, (n_out, n_in), weight_sources)
+        self._ops = self.weight.ops
         bias_sources = stacked(tuple(f"{n}.bias" for n in names), n_outs, orders=orders)
         self.bias: Parameter | NoBias = Parameter(ctx, (n_out,), bias_sources) if bias else NO_BIAS
 

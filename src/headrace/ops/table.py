@@ -18,6 +18,7 @@ from headrace.core.errors import ConfigError, did_you_mean
 
 from .attention import AttentionBackend, EncoderAttention
 from .batch import Batch
+from .block_linear import MakeBlockLinear
 from .linear import LinearOps
 from .moe import ExpertOps, Routing
 from .recurrent import RecurrentOps, step_rows
@@ -51,6 +52,8 @@ class Ops:
     """The operators of a build. Shapes and formulas are in the docstrings of ``ops/reference``."""
 
     linear: LinearOps
+    block_linear: MakeBlockLinear
+    """Makes linear operators for weights in blocks."""
     rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     rms_norm_plus_one: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     layer_norm_plus_one: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -94,6 +97,7 @@ def _native(module: str, attribute: str) -> Implementation:
 
 TABLE: dict[str, tuple[Implementation, ...]] = {
     "linear": (_native("linear", "LINEAR"), _reference("linear", "LINEAR")),
+    "block_linear": (_native("block_linear", "make"), _reference("block_linear", "make")),
     "rms_norm": (_native("norm", "rms_norm"), _reference("norm", "rms_norm")),
     "rms_norm_plus_one": (_native("norm", "rms_norm_plus_one"), _reference("norm", "rms_norm_plus_one")),
     "layer_norm_plus_one": (_native("norm", "layer_norm_plus_one"), _reference("norm", "layer_norm_plus_one")),

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.core.errors import CheckpointError
 
@@ -70,7 +70,12 @@ Rows = Iterator[tuple[int, "torch.Tensor"]]
 """(first row, rows [n, ...]), in order: a tensor some rows at a time."""
 
 
-def slices(n_rows: int, row_bytes: int, read: Callable[[int, int], torch.Tensor], *, multiple: int = 1) -> Rows:
+Read = TypeVar("Read")
+
+
+def slices(
+    n_rows: int, row_bytes: int, read: Callable[[int, int], Read], *, multiple: int = 1
+) -> Iterator[tuple[int, Read]]:
     """``read(first, last)`` for about a MiB at a time. Every slice but the last has a multiple of ``multiple`` rows."""
     step = max(multiple, CHUNK_BYTES // max(row_bytes, 1) // multiple * multiple)
     for first in range(0, n_rows, step):

@@ -1,9 +1,9 @@
-"""A GGUF file as a ``Checkpoint``: Hugging Face names, dequantised tensors."""
+"""A GGUF file as a ``Checkpoint``: Hugging Face names, tensors dequantised or in the blocks they are stored in."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from headrace.core.errors import CheckpointError
+from headrace.quant.formats import BlockFormat, BlockRows
 
 from .files import DataFile, Rows, as_bytes, check_destination, fill_by_rows, slices
+from .gguf_blocks import SUPPORTED, block_format, block_rows, dequantise, dequantised_dtype, is_supported
 from .gguf_config import hf_config, hf_generation_config
-from .gguf_dequant import SUPPORTED, dequantise, dequantised_dtype, is_supported
 from .gguf_names import Placement, is_weight, place
 from .gguf_reader import TensorInfo, read_header
 
@@ -77,14 +78,30 @@ class GgufCheckpoint:
         # A vector has no rows to cut into: blocks may span what would be its rows.
         if len(info.shape) == 1:
             return iter([(0, placement.undo(dequantise(self._raw(info, 0, info.nbytes), info.type)))])
-        n_rows = info.shape[0]
-        row_bytes = info.nbytes // n_rows
+        row_bytes = info.nbytes // info.shape[0]
 
         def read(first: int, last: int) -> torch.Tensor:
             raw = self._raw(info, first * row_bytes, last * row_bytes)
             return placement.undo(dequantise(raw, info.type).view(last - first, *info.shape[1:]))
 
-        return slices(n_rows, row_bytes, read, multiple=placement.rows)
+        return slices(info.shape[0], row_bytes, read, multiple=placement.rows)
+
+    def block_format(self, name: str) -> BlockFormat | None:
+        """How the blocks of a matrix are kept without loss; None for what is not stored in blocks."""
+        info = self._entry(name).info
+        return block_format(info.type) if len(info.shape) == 2 else None
+
+    def block_rows(self, name: str) -> Iterator[tuple[int, BlockRows]]:
+        """As ``rows``, in the format of ``block_format``."""
+        entry = self._entry(name)
+        info, placement = entry.info, entry.placement
+        row_bytes = info.nbytes // info.shape[0]
+
+        def read(first: int, last: int) -> BlockRows:
+            raw = self._raw(info, first * row_bytes, last * row_bytes)
+            return block_rows(raw, info.type, last - first).map(placement.undo)
+
+        return slices(info.shape[0], row_bytes, read, multiple=placement.rows)
 
     def file_of(self, name: str) -> Path:
         self._entry(name)

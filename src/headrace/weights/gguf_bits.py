@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """What the 16 codes of the IQ4 forms stand for (``kvalues_iq4nl`` in ``ggml-common.h``)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What blocks hold: a value is (number - offset) * scale + minimum, with the offset of the form."""
+
+    numbers: torch.Tensor
+    """[n, block] uint8."""
+    scales: torch.Tensor
+    """[n, groups of a block], float16 as stored, or float32 where the form makes them out of two numbers."""
+    minima: torch.Tensor | None = None
+    """The same, where the form has them."""
+
+
 def half(column: torch.Tensor) -> torch.Tensor:
-    """Two bytes a block ``[n, 2]`` as a float16 number, in float32 ``[n, 1]``."""
-    return column.contiguous().view(torch.float16).float()
+    """Two bytes a block ``[n, 2]`` as a float16 number ``[n, 1]``."""
+    return column.contiguous().view(torch.float16)
 
 
 def fields(packed: torch.Tensor, bits: int, run: int) -> torch.Tensor:
@@ -31,6 +45,6 @@ def fields(packed: torch.Tensor, bits: int, run: int) -> torch.Tensor:
 
 
 def iq4_values(codes: torch.Tensor) -> torch.Tensor:
-    """Codes below 16 to the float32 numbers that they stand for."""
-    table = torch.tensor(_IQ4_VALUES, dtype=torch.float32)
+    """Codes below 16 to the numbers that they stand for, and 128: uint8."""
+    table = torch.tensor(_IQ4_VALUES, dtype=torch.int16).add_(128).to(torch.uint8)
     return table.index_select(0, codes.reshape(-1).int()).view(codes.shape)

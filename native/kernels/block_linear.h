@@ -1,0 +1,249 @@
+// Products of rows with a weight in blocks. `block_linear_args.h` defines them to the bit.
+#pragma once
+
+#include "kernels/block_linear_args.h"
+#include "kernels/linear.h"
+#include "simd/int8.h"
+
+namespace headrace {
+namespace {
+
+// Of a block of x: its numbers, and what goes with them.
+struct RoundedBlock {
+    int8_t numbers[block_values];
+    BlockScales scales;
+};
+
+// Rounds `n` values, with zeros behind them.
+template <class T>
+void round_block(const T* x, int64_t n, int level_offset, bool in_halves, RoundedBlock& block) {
+    alignas(64) float values[block_values];
+    Vec largest = Vec::zero(), odd = Vec::zero();
+    for (int64_t i = 0; i < block_values; i += Vec::lanes) {
+        const int64_t left = n - i;
+        const Vec part = left >= Vec::lanes ? Vec::load(x + i) : left > 0 ? Vec::load(x + i, int(left)) : Vec::zero();
+        largest = Vec::max(largest, Vec::max(part, Vec::zero() - part));
+        odd = Vec::fma(part, Vec::zero(), odd);  // NaN where x is not finite
+        part.store(values + i);
+    }
+    const float size = largest.largest(), not_finite = odd.sum();
+    const bool is_zero = !(size >= 0x1p-100f) || not_finite != 0.0f;
+    const Vec factor = Vec::all(is_zero ? 0.0f : 127.0f / size);
+    for (int64_t i = 0; i < block_values; i += Vec::lanes)
+        (is_zero ? Vec::zero() : Vec::nearest(Vec::load(values + i) * factor)).store(values + i);
+    for (int64_t i = 0; i < block_values; ++i) block.numbers[i] = int8_t(int32_t(values[i]));
+    int32_t first = 0, second = 0;
+    for (int64_t i = 0; i < block_values / 2; ++i) first += block.numbers[i];
+    for (int64_t i = block_values / 2; i < block_values; ++i) second += block.numbers[i];
+    const float scale = not_finite != 0.0f ? not_finite : is_zero ? 0.0f : size / 127.0f;
+    if (!in_halves) first += second;
+    block.scales = {{level_offset * first, level_offset * second}, scale, {scale * float(first), scale * float(second)}, {}};
+}
+
+// x packed for a block of rows: for each block of k, for each unit of it the 4 numbers of all rows, then their scales.
+template <class T>
+void pack_block_x(const BlockLinear& job, int64_t first_row, int64_t last_row, void* packed) {
+    const int64_t rows = last_row - first_row, blocks = blocks_of(job.k);
+    const int level_offset = (job.format.bits == 8 ? byte_offset : 0) - job.format.offset;
+    for (int64_t row = 0; row < rows; ++row) {
+        const T* x = static_cast<const T*>(job.x) + (first_row + row) * job.x_stride;
+        char* to = static_cast<char*>(packed);
+        for (int64_t block = 0; block < blocks; ++block, to += rows * x_block_bytes) {
+            const int64_t start = block * block_values, left = job.k - start;
+            RoundedBlock rounded;
+            round_block(x + start, left < block_values ? left : block_values, level_offset, job.format.group < block_values,
+                        rounded);
+            for (int64_t unit = 0; unit < block_units; ++unit)
+                std::memcpy(to + (unit * rows + row) * block_unit_values, rounded.numbers + unit * block_unit_values, 4);
+            std::memcpy(to + rows * block_values + row * int64_t(sizeof(BlockScales)), &rounded.scales, sizeof(BlockScales));
+        }
+    }
+}
+
+// A format as the kernels are made for it.
+template <int bits_, int group_, bool has_minimum_, bool has_wide_scales_>
+struct Form {
+    static constexpr int bits = bits_;
+    static constexpr int groups = int(block_values) / group_;
+    static constexpr bool has_minimum = has_minimum_;
+    static constexpr BlockFormat format = {bits_, 0, group_, has_minimum_, has_wide_scales_};
+
+    static Vec load_scales(const char* p, int v) {
+        if constexpr (has_wide_scales_)
+            return Vec::load(reinterpret_cast<const float*>(p) + v * Vec::lanes);
+        else
+            return load_halves(reinterpret_cast<const half*>(p) + v * Vec::lanes);
+    }
+};
+
+template <int bits, int rows>
+inline __attribute__((always_inline)) void add_unit(const Bytes (&w)[panel_vecs], const char* x,
+                                                    Sums (&sums)[rows][panel_vecs]) {
+    for (int r = 0; r < rows; ++r) {
+        int32_t four;
+        std::memcpy(&four, x + r * 4, 4);
+        for (int v = 0; v < panel_vecs; ++v) sums[r][v].template add_products<bits>(w[v], four);
+    }
+}
+
+// The whole sums of units [first, last) of a block.
+template <class F, int rows>
+inline __attribute__((always_inline)) void add_units(const char* w, const char* x, int first, int last,
+                                                     Sums (&sums)[rows][panel_vecs]) {
+    constexpr int64_t line = panel_outputs * 4, x_unit = rows * 4;
+    Bytes part[panel_vecs];
+    if constexpr (F::bits == 8) {
+#pragma GCC unroll 8
+        for (int unit = first; unit < last; ++unit) {
+            for (int v = 0; v < panel_vecs; ++v) part[v] = Bytes::load(w + unit * line + v * Vec::lanes * 4);
+            add_unit<8>(part, x + unit * x_unit, sums);
+        }
+    } else {
+#pragma GCC unroll 4
+        for (int unit = first; unit < last; unit += 2) {
+            Bytes low[panel_vecs];
+            for (int v = 0; v < panel_vecs; ++v) {
+                part[v] = Bytes::load(w + unit / 2 * line + v * Vec::lanes * 4);
+                low[v] = part[v].low_halves();
+                part[v] = part[v].high_halves();
+            }
+            add_unit<4>(low, x + unit * x_unit, sums);
+            add_unit<4>(part, x + (unit + 1) * x_unit, sums);
+        }
+    }
+}
+
+// Adds `blocks` blocks to totals [rows][32].
+template <class F, int rows>
+void add_blocks(const char* w, const char* x, int64_t blocks, float* totals) {
+    constexpr int64_t number_part = number_bytes(F::bits), scale_part = scale_bytes(F::format);
+    constexpr int64_t group_scales = scale_part / F::groups, stride = block_bytes(F::format);
+    for (int64_t block = 0; block < blocks; ++block, w += stride, x += rows * x_block_bytes) {
+        for (int64_t ahead = 0; ahead < stride; ahead += 64) __builtin_prefetch(w + prefetch_bytes + ahead);
+        const BlockScales* rounded = reinterpret_cast<const BlockScales*>(x + rows * block_values);
+        for (int group = 0; group < F::groups; ++group) {
+            Sums sums[rows][panel_vecs];
+            for (int r = 0; r < rows; ++r)
+                for (int v = 0; v < panel_vecs; ++v) sums[r][v] = Sums::all(rounded[r].start[group]);
+            constexpr int units = int(block_units) / F::groups;
+            add_units<F>(w, x, group * units, group * units + units, sums);
+            const char* scales = w + number_part + group * group_scales;
+            for (int v = 0; v < panel_vecs; ++v) {
+                const Vec scale = F::load_scales(scales, v);
+                const Vec minimum = F::has_minimum ? F::load_scales(scales + scale_part, v) : Vec::zero();
+                for (int r = 0; r < rows; ++r) {
+                    float* total = totals + r * panel_outputs + v * Vec::lanes;
+                    Vec sum = Vec::fma(sums[r][v].to_floats(), scale * Vec::all(rounded[r].scale), Vec::load(total));
+                    if constexpr (F::has_minimum) sum = Vec::fma(minimum, Vec::all(rounded[r].sums[group]), sum);
+                    sum.store(total);
+                }
+            }
+        }
+    }
+}
+
+// w and x start at the panel and at the block of rows; totals [rows][32] are written.
+template <class F, int rows>
+void block_tile(const char* w, const char* x, int64_t blocks, int64_t segments, float* totals) {
+    constexpr int64_t size = rows * panel_outputs;
+    alignas(64) float parts[4 * size];
+    std::memset(parts, 0, sizeof(float) * size_t(segments * size));
+    const int64_t each = blocks / segments;
+    for (int64_t segment = 0; segment < segments; ++segment)
+        add_blocks<F, rows>(w + segment * each * block_bytes(F::format), x + segment * each * rows * x_block_bytes, each,
+                            parts + segment * size);
+    for (int64_t i = 0; i < size; i += Vec::lanes) {
+        Vec sum = Vec::load(parts + i);
+        if (segments == 4)
+            sum = (sum + Vec::load(parts + size + i)) + (Vec::load(parts + 2 * size + i) + Vec::load(parts + 3 * size + i));
+        sum.store(totals + i);
+    }
+}
+
+using BlockTile = void (*)(const char* w, const char* x, int64_t blocks, int64_t segments, float* totals);
+
+// The tile of `height` rows, among those of `rows` and less.
+template <class F, int rows>
+BlockTile block_tile_of(int64_t height) {
+    if constexpr (rows > 1)
+        return height == rows ? block_tile<F, rows> : block_tile_of<F, rows - 1>(height);
+    else
+        return block_tile<F, 1>;
+}
+
+BlockTile block_tile_of(const BlockFormat& format, int64_t height) {
+    constexpr int most = block_tile_rows;
+    const int which = (format.bits == 8 ? 4 : 0) + (format.has_minimum ? 2 : 0) + (format.has_wide_scales ? 1 : 0);
+    if (format.group == 16) switch (which) {
+            case 1: return block_tile_of<Form<4, 16, false, true>, most>(height);
+            case 3: return block_tile_of<Form<4, 16, true, true>, most>(height);
+            case 5: return block_tile_of<Form<8, 16, false, true>, most>(height);
+            default: return block_tile_of<Form<8, 16, true, true>, most>(height);
+        }
+    switch (which) {
+        case 0: return block_tile_of<Form<4, 32, false, false>, most>(height);
+        case 1: return block_tile_of<Form<4, 32, false, true>, most>(height);
+        case 2: return block_tile_of<Form<4, 32, true, false>, most>(height);
+        case 3: return block_tile_of<Form<4, 32, true, true>, most>(height);
+        case 4: return block_tile_of<Form<8, 32, false, false>, most>(height);
+        case 5: return block_tile_of<Form<8, 32, false, true>, most>(height);
+        case 6: return block_tile_of<Form<8, 32, true, false>, most>(height);
+        default: return block_tile_of<Form<8, 32, true, true>, most>(height);
+    }
+}
+
+template <class T, class Y>
+void store_totals(const BlockLinear& job, const float* totals, int64_t rows, Y* y, int64_t panel) {
+    for (int64_t first = panel * panel_outputs; first < (panel + 1) * panel_outputs; first += Vec::lanes) {
+        const int64_t left = job.n - first;
+        if (left <= 0) return;
+        const int n = int(left < Vec::lanes ? left : Vec::lanes);
+        const Vec bias = job.bias ? Vec::load(static_cast<const T*>(job.bias) + first, n) : Vec::zero();
+        for (int64_t r = 0; r < rows; ++r) {
+            const Vec sum = Vec::load(totals + r * panel_outputs + first % panel_outputs);
+            (job.bias ? sum + bias : sum).store(y + r * job.y_stride + first, n);
+        }
+    }
+}
+
+// As `linear`.
+template <class T>
+void block_linear(const BlockLinear& job, const void* x_packed, const RowBlocks& blocks, int64_t first_block,
+                  int64_t last_block, int64_t first_panel, int64_t last_panel) {
+    const int64_t row_bytes = blocks_of(job.k) * x_block_bytes;
+    alignas(64) float totals[block_tile_rows * panel_outputs];
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+        const char* w = static_cast<const char*>(job.weight) + panel * panel_bytes(job.k, job.format);
+        for (int64_t block = first_block; block < last_block; ++block) {
+            const int64_t row = first_row(blocks, block), rows = first_row(blocks, block + 1) - row;
+            block_tile_of(job.format, rows)(w, static_cast<const char*>(x_packed) + row * row_bytes, blocks_of(job.k),
+                                            job.segments, totals);
+            if (job.wide)
+                store_totals<T>(job, totals, rows, static_cast<float*>(job.y) + row * job.y_stride, panel);
+            else
+                store_totals<T>(job, totals, rows, static_cast<T*>(job.y) + row * job.y_stride, panel);
+        }
+    }
+}
+
+// Products of bytes in registers alone; returns how many there were, as far as `guard` allows.
+int64_t multiply_all_bytes(int64_t turns, float guard) {
+    constexpr int ways = 12;
+    Sums sums[ways];
+    for (int i = 0; i < ways; ++i) sums[i] = Sums::all(int32_t(guard * float(i)));
+    alignas(64) char bytes[Vec::lanes * 4];
+    std::memset(bytes, int(guard * 6.0f), sizeof bytes);
+    const int32_t x = int32_t(guard * 4.0f);
+    for (int64_t turn = 0; turn < turns; ++turn) {
+        asm volatile("" : : : "memory");  // or what does not depend on the sums is done once
+        const Bytes w = Bytes::load(bytes);
+#pragma GCC unroll 12
+        for (int i = 0; i < ways; ++i) sums[i].template add_products<4>(w, x);
+    }
+    float total = 0.0f;
+    for (int i = 0; i < ways; ++i) total += sums[i].to_floats().sum();
+    return total == guard + 1.0f ? 0 : turns * ways * Vec::lanes * 4;
+}
+
+}  // namespace
+}  // namespace headrace

@@ -1,0 +1,62 @@
+"""Float rows to whole numbers and scales: what ``int8`` and ``int4`` do when a model is loaded."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from headrace.core.errors import CheckpointError
+
+from .formats import INT4, INT8, BlockFormat, BlockRows
+
+_RANGES = tuple(step / 8 for step in range(-12, 5))
+"""What is tried in place of -8, the lowest number: the group's largest value then is -8 + this many steps."""
+
+
+def to_int8(rows: torch.Tensor) -> BlockRows:
+    """Groups of 32: the largest size is 127 steps."""
+    groups = _groups(rows, INT8)
+    scales = (groups.abs().amax(2) / 127).to(torch.float16)
+    return _finish(rows, INT8, groups, scales, -127, 127)
+
+
+def to_int4(rows: torch.Tensor) -> BlockRows:
+    """Groups of 32: of several ranges, the scale with the least squared error in the group."""
+    groups = _groups(rows, INT4)
+    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True)).squeeze(2)
+    best_error = torch.full_like(largest, torch.inf)
+    best = torch.zeros_like(largest, dtype=torch.float16)
+    for step in _RANGES:
+        scales = (largest / (-8 + step)).to(torch.float16)
+        numbers = _numbers(groups, scales, -8, 7)
+        # The scale that is best for these numbers.
+        size = (numbers * numbers).sum(2)
+        scales = torch.where(size > 0, (groups * numbers).sum(2) / size.clamp_min(1), scales.float()).to(torch.float16)
+        numbers = _numbers(groups, scales, -8, 7)
+        error = (groups - numbers * scales.float().unsqueeze(2)).square().sum(2)
+        better = error < best_error
+        best, best_error = torch.where(better, scales, best), torch.where(better, error, best_error)
+    return _finish(rows, INT4, groups, best, -8, 7)
+
+
+def _groups(rows: torch.Tensor, form: BlockFormat) -> torch.Tensor:
+    """[n, n_in] to float32 [n, groups, group], zeros behind the last value."""
+    rows = rows.float()
+    if not rows.isfinite().all():
+        raise CheckpointError("a weight is infinite or not a number; it cannot be quantised: set quant_config to None")
+    return F.pad(rows, (0, -rows.shape[1] % form.group)).unflatten(1, (-1, form.group))
+
+
+def _numbers(groups: torch.Tensor, scales: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    """The nearest whole numbers of steps, as floats. A scale of zero makes zeros."""
+    steps = scales.float().unsqueeze(2)
+    return torch.where(steps != 0, groups / steps, 0.0).round_().clamp_(low, high)
+
+
+def _finish(
+    rows: torch.Tensor, form: BlockFormat, groups: torch.Tensor, scales: torch.Tensor, low: int, high: int
+) -> BlockRows:
+    if not scales.isfinite().all():
+        raise CheckpointError("a weight is too large for a scale in float16: set quant_config to None")
+    numbers = _numbers(groups, scales, low, high).add_(form.offset).to(torch.uint8)
+    return BlockRows(form, numbers.flatten(1)[:, : rows.shape[1]].contiguous(), scales)
