@@ -26,6 +26,11 @@ STATEFUL = ("nemotron-h",)
 """Families with recurrent layers."""
 FAMILIES = (*FULL, *WINDOWED, *STATEFUL)
 """Variants of ``parity.tiny``, one for each architecture."""
+QUANTISED = {
+    "qwen2-in-int8": ("qwen2", {"quant_config": {"quant_algo": "int8"}}),
+    "gemma3-in-int4": ("gemma3-untied-window-40", {"quant_config": {"quant_algo": "int4"}}),
+}
+"""Weights in blocks: a variant and what its engine is built with, the plain run's too."""
 
 ENCODE_ONLY = ("classification", "reward")
 """Modules of architectures that do not generate: ``parity/test_pooling.py`` has them."""
@@ -78,10 +83,12 @@ def all_cases() -> list[Case]:
     families, one of each kind, that change from pair to pair. A family's cases stand together: they share its plain
     runs."""
     quick = {*_quick(FULL), *_quick(WINDOWED), *_quick(STATEFUL)}
+    families = (*FAMILIES, *QUANTISED)
+    # What products are made of knows no feature: everything at once says most of it, and what fails is found alone.
     cases = [
-        Case(names, family, is_slow=False)
-        for family in FAMILIES
+        Case(names, family, is_slow=family in QUANTISED and len(names) == 1)
+        for family in families
         for names in (*((name,) for name in names_on(family)), names_on(family))
     ]
     cases += [Case(pair, family, (pair, family) not in quick) for family in FAMILIES for pair in pairs_on(family)]
-    return sorted(cases, key=lambda case: (case.is_slow, FAMILIES.index(case.family)))
+    return sorted(cases, key=lambda case: (case.is_slow, families.index(case.family)))

@@ -93,6 +93,7 @@ def write_gguf(
     *,
     weights: Mapping[str, np.ndarray] | None = None,
     kind: str = "F32",
+    kinds: Mapping[str, str] | None = None,
     tied: bool = True,
     fields: Mapping[str, Any] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
@@ -100,7 +101,8 @@ def write_gguf(
 ) -> Path:
     """Write a file; matrices are stored as ``kind``, vectors as F32. ``fields`` replaces metadata (None removes).
 
-    ``blocks``: tensors that are blocks already, as form and rows of bytes.
+    ``kinds``: of matrices whose names hold a word. ``blocks``: tensors that are blocks already, as form and rows of
+    bytes.
     """
     writer = GGUFWriter(path, arch)
     for key, value in (metadata(arch) | dict(fields or {})).items():
@@ -112,7 +114,8 @@ def write_gguf(
     given = weights if weights is not None else original_weights(arch, tied)
     for gguf_name, (name, _) in layout(arch, tied).items():
         stored = converted(arch, gguf_name, given[name])
-        form = GGMLQuantizationType[kind] if stored.ndim > 1 else GGMLQuantizationType.F32
+        own = next((found for word, found in (kinds or {}).items() if word in gguf_name), kind)
+        form = GGMLQuantizationType[own] if stored.ndim > 1 else GGMLQuantizationType.F32
         writer.add_tensor(gguf_name, quants.quantize(stored, form), raw_dtype=form)
     for gguf_name, tensor in (extra or {}).items():
         writer.add_tensor(gguf_name, tensor)

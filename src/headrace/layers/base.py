@@ -147,7 +147,7 @@ class Weight(Parameter):
         is_table: an embedding or a head.
     """
 
-    __slots__ = ("_formats", "_scheme", "ops")
+    __slots__ = ("_scheme", "formats", "ops")
 
     def __init__(
         self, ctx: BuildContext, shape: tuple[int, int], sources: tuple[Source, ...], *, is_table: bool = False
@@ -157,14 +157,15 @@ class Weight(Parameter):
         # A mixture of blocks and floats is rare enough to be all floats.
         in_blocks = len(formats) == len(found)
         self._scheme = ctx.scheme
-        self._formats = {s.name: form for s, form in zip(sources, formats, strict=True)} if in_blocks else {}
+        self.formats = {s.name: form for s, form in zip(sources, formats, strict=True)} if in_blocks else {}
+        """Checkpoint tensor -> its format in blocks. Empty for a dense weight."""
         self.ops: LinearOps = ctx.ops.block_linear(_parts(sources, formats)) if in_blocks else ctx.ops.linear
         super().__init__(ctx, shape, sources, storage=self.ops)
 
     def fill(self, source: Source, checkpoint: Checkpoint) -> None:
-        if not self._formats:
+        if not self.formats:
             return super().fill(source, checkpoint)
-        for first, rows in self._scheme.rows(checkpoint, source.name, self._formats[source.name]):
+        for first, rows in self._scheme.rows(checkpoint, source.name, self.formats[source.name]):
             for start, stop, row in source.runs(first, first + len(rows)):
                 self.storage.fill(self.data, row, rows[start - first : stop - first])
         return None

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from headrace.core.errors import ModelError
+from headrace.core.errors import ConfigError, ModelError
 from headrace.ops.moe import ExpertsShape, Routing
+from headrace.quant.schemes import NO_SCHEME
 
 from .base import BuildContext, Layer, Parameter, Source, stacked
 from .linear import Linear, segments
@@ -108,10 +109,11 @@ NO_CORRECTION = NoCorrection()
 
 
 class _Logits(Linear):
-    """One logit an expert, in fp32 whatever the dtype of the model: two experts must not become equal by rounding."""
+    """One logit an expert, in fp32 whatever the dtype of the model: two experts must not become equal by rounding. For
+    the same reason its weight is never in blocks."""
 
     def __init__(self, ctx: BuildContext, name: str, hidden_size: int, n_experts: int, *, bias: bool = False) -> None:
-        super().__init__(ctx, (name,), hidden_size, (n_experts,), bias=bias)
+        super().__init__(replace(ctx, scheme=NO_SCHEME), (name,), hidden_size, (n_experts,), bias=bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._ops.apply(x, self.weight.data, self.bias.data, dtype=torch.float32)
@@ -182,6 +184,8 @@ class Experts(Layer):
 
     def __init__(self, ctx: BuildContext, shape: ExpertsShape, sources: ExpertSources) -> None:
         n = shape.n_experts
+        if ctx.scheme is not NO_SCHEME:
+            raise ConfigError("quant_config: weights of experts are not quantised in this version; leave it out")
         self._ops = ctx.ops.experts
         self._shape = replace(shape, segments=segments(shape.inner, shape.inner))
         storage = ctx.ops.experts.storage(n)

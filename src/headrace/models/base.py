@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
@@ -10,7 +11,7 @@ import torch
 from headrace.cache.specs import CacheSpec
 from headrace.core.errors import EngineError
 from headrace.core.pooling import PoolingSpec
-from headrace.layers.base import CachedLayer, Layer, Parameter
+from headrace.layers.base import CachedLayer, Layer, Parameter, Weight
 from headrace.layers.embedding import LMHead
 from headrace.layers.recurrent import RecurrentMixer
 from headrace.ops.batch import Batch
@@ -59,6 +60,10 @@ class Model(Protocol):
             CheckpointError: a tensor is missing, has another shape or a dtype that is not a float, or is one that no
                 layer asked for. Names file and tensor. Nothing is allocated before all names and shapes are right.
         """
+        ...
+
+    def weight_formats(self) -> dict[str, int]:
+        """How many checkpoint tensors of products and look-ups are kept in which form: a dtype, or blocks."""
         ...
 
     def cache_specs(self) -> list[CacheSpec]:
@@ -153,6 +158,14 @@ class Decoder(Layer):
         parameters: list[Parameter] = list(self.parameters())
         plan = plan_loading(parameters, checkpoint, self._ignored, self._ignored_below)
         fill_parameters(plan, parameters, checkpoint, progress, threads)
+
+    def weight_formats(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for weight in self.parameters():
+            if isinstance(weight, Weight):
+                dense = str(weight.dtype).removeprefix("torch.")
+                counts.update(str(weight.formats.get(source.name, dense)) for source in weight.sources)
+        return dict(counts)
 
     def cache_specs(self) -> list[CacheSpec]:
         return [layer.cache_spec for layer in self._cached()]

@@ -37,14 +37,15 @@ class NoScheme:
         raise NotImplementedError(f"{name} is not in blocks")
 
 
+_ROUNDING: dict[BlockFormat, Callable[[torch.Tensor], BlockRows]] = {INT8: to_int8, INT4: to_int4}
+
+
 class AtLoad:
     """Floats are rounded as they are read.
 
     Args:
         weights: the format of weights; ``INT8`` or ``INT4``. Tables are in ``INT8`` either way.
     """
-
-    _ROUNDING: dict[BlockFormat, Callable[[torch.Tensor], BlockRows]] = {INT8: to_int8, INT4: to_int4}
 
     def __init__(self, weights: BlockFormat) -> None:
         self._weights = weights
@@ -54,7 +55,7 @@ class AtLoad:
 
     def rows(self, checkpoint: Any, name: str, form: BlockFormat) -> Iterator[tuple[int, BlockRows]]:
         for first, rows in checkpoint.rows(name):
-            yield first, self._ROUNDING[form](rows)
+            yield first, _ROUNDING[form](rows)
 
 
 class FromFile:

@@ -27,16 +27,14 @@ from headrace.ops.blocks import block_layout
 from headrace.ops.memory import huge_zeros
 from headrace.ops.native import core
 from headrace.ops.table import FORCE_VARIABLE, Ops, read_forced, select_ops
-from headrace.quant.formats import INT4, INT8
-from headrace.quant.schemes import NO_SCHEME, AtLoad, FromFile, Scheme
 from headrace.sampling import NativeSampler, ProcessingSampler, Sampler, TorchSampler
 from headrace.weights.checkpoint import Checkpoint
 from headrace.weights.dummy import DummyCheckpoint
-from headrace.weights.gguf import GgufCheckpoint
 
 from .graph import NoGraphs, StepGraphs
 from .memory import MemoryPlan, available_bytes, kv_budget
 from .pooling import Poolers
+from .scheme import scheme_for
 from .slots import SlotTable
 from .states import NoStates, RecurrentStates, States
 from .step import StepRunner
@@ -66,6 +64,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         ops = _operators(device, dtype, kv_dtype, threads)
         max_drafts = 0 if args.speculative_config is None else args.speculative_config.max_draft_len
         draft_rows = min(args.max_num_tokens, args.max_batch_size * max_drafts)
+        scheme = scheme_for(None if args.quant_config is None else args.quant_config.quant_algo, checkpoint)
         ctx = BuildContext(
             ops,
             dtype,
@@ -73,7 +72,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
             max_seq_len=args.max_seq_len,
             kv_dtype=kv_dtype,
             max_draft_rows=draft_rows,
-            scheme=_scheme(args, checkpoint),
+            scheme=scheme,
         )
         model = build_model(config, ctx)
         max_seq_len = _max_seq_len(args, model)
@@ -101,6 +100,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
     effective = {
         "dtype": str(dtype).removeprefix("torch."),
         "kv_cache_dtype": str(kv_dtype).removeprefix("torch."),
+        "weight_formats": model.weight_formats(),
         "max_seq_len": max_seq_len,
         "vocab_size": model.vocab_size,
         "num_threads": threads,
@@ -124,20 +124,6 @@ def _operators(device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, 
     # Two pools on the same CPUs stall each other: where the core computes the products, torch keeps to one thread.
     torch.set_num_threads(1 if ops.chosen["linear"] == "native" else threads)
     return ops
-
-
-def _scheme(args: LlmArgs, checkpoint: Checkpoint | None) -> Scheme:
-    """Which weights are in blocks."""
-    if args.quant_config is None:
-        return NO_SCHEME
-    if args.quant_config.quant_algo != "gguf":
-        return AtLoad(INT8 if args.quant_config.quant_algo == "int8" else INT4)
-    if not isinstance(checkpoint, GgufCheckpoint) or not any(map(checkpoint.block_format, checkpoint.names())):
-        raise ConfigError(
-            "quant_config: quant_algo 'gguf' keeps the blocks of a GGUF file, and this model has none; set it to 'int8'"
-            " or 'int4', or leave quant_config out"
-        )
-    return FromFile(checkpoint)
 
 
 def _graph_sizes(args: LlmArgs, ops: Ops, most: int) -> tuple[int, ...]:

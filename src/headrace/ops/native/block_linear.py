@@ -71,7 +71,8 @@ class NativeBlockLinear:
     ) -> torch.Tensor:
         if x.dtype != weight.dtype or x.shape[1] != weight.n_in:
             raise EngineError(
-                f"x {tuple(x.shape)} {x.dtype} does not fit a weight of [{weight.n_out}, {weight.n_in}] for {weight.dtype}"
+                f"x {tuple(x.shape)} {x.dtype} does not fit a weight of [{weight.n_out}, {weight.n_in}]"
+                f" for {weight.dtype}"
             )
         if x.stride(1) != 1:
             x = x.contiguous()

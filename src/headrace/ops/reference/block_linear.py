@@ -47,8 +47,8 @@ def round_rows(x: torch.Tensor) -> RoundedRows:
 
 
 def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """a * b + c in float32 with one rounding: the product is exact in double, and the sum is rounded to odd there, which
-    rounding to float32 then cannot tell from the exact one (Boldo and Melquiond, 2008)."""
+    """a * b + c in float32 with one rounding: the product is exact in double, and the sum is rounded to odd there,
+    which rounding to float32 then cannot tell from the exact one (Boldo and Melquiond, 2008)."""
     product, addend = a.double() * b.double(), c.double()
     total = product + addend
     part = total - product
