@@ -47,7 +47,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "sim": ("core", "cache", "spec", "sched", "executor", "engine"),
     # What people touch.
     "bench": ("core", "llm"),
-    "eval": ("core", "engine.results", "llm"),
+    # kl runs a model over a text without an engine.
+    "eval": ("core", "cache", "ops", "layers", "models", "weights", "runner.scheme", "engine.results", "llm"),
     "serve": ("core", "tokenizer.tokenizer", "engine.results", "engine.engine"),
     # features looks a model up without loading it; doctor asks for the memory that the engine would plan with.
     "cli": (

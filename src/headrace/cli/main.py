@@ -14,6 +14,7 @@ from headrace.cli import console
 from headrace.cli.bench import bench
 from headrace.cli.chat import chat
 from headrace.cli.doctor import doctor
+from headrace.cli.eval_kl import eval_commands
 from headrace.cli.features import features
 from headrace.cli.generate import generate
 from headrace.cli.serve import serve
@@ -75,6 +76,7 @@ app.command()(chat)
 app.command()(serve)
 app.add_typer(bench)
 app.command("verify")(verify_command)
+app.add_typer(eval_commands)
 app.command()(features)
 app.command()(doctor)
 

@@ -1,0 +1,96 @@
+"""A model over pieces of text, without an engine: the logits after each token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from headrace.cache.groups import group_layers
+from headrace.core.errors import ConfigError
+from headrace.core.plan import BLOCK_TOKENS
+from headrace.layers.base import BuildContext
+from headrace.models.registry import build_model
+from headrace.ops.batch import Batch, GroupBatch
+from headrace.ops.table import select_ops
+from headrace.runner.scheme import scheme_for
+from headrace.weights.checkpoint import open_checkpoint
+
+_ROWS = 64
+"""Rows whose logits are made at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How weights are kept and what products are computed in."""
+
+    name: str
+    dtype: torch.dtype
+    quant_algo: str | None = None
+
+
+MODES = {
+    "float32": Mode("float32", torch.float32),
+    "bfloat16": Mode("bfloat16", torch.bfloat16),
+    "int8": Mode("int8", torch.float32, "int8"),
+    "int4": Mode("int4", torch.float32, "int4"),
+    "gguf": Mode("gguf", torch.float32, "gguf"),
+    "int8-bfloat16": Mode("int8-bfloat16", torch.bfloat16, "int8"),
+    "int4-bfloat16": Mode("int4-bfloat16", torch.bfloat16, "int4"),
+    "gguf-bfloat16": Mode("gguf-bfloat16", torch.bfloat16, "gguf"),
+}
+"""By name: a dtype, or a ``quant_algo`` with activations in fp32 or in bfloat16."""
+
+
+class TextModel:
+    """Loads the model at once. Raises what building a model raises.
+
+    Args:
+        n_tokens: of the longest piece.
+    """
+
+    def __init__(self, path: Path, mode: Mode, n_tokens: int) -> None:
+        checkpoint = open_checkpoint(path)
+        try:
+            self._ops = select_ops("cpu", mode.dtype)
+            ctx = BuildContext(self._ops, mode.dtype, scheme=scheme_for(mode.quant_algo, checkpoint))
+            self._model = build_model(checkpoint.config(), ctx)
+            if n_tokens > self._model.max_positions:
+                raise ConfigError(
+                    f"pieces of {n_tokens} tokens are beyond the {self._model.max_positions} positions of the model"
+                )
+            self._model.load(checkpoint)
+        finally:
+            checkpoint.close()
+        self.n_bytes = self._model.n_bytes
+        self._groups = group_layers(self._model.cache_specs())
+        self._columns = -(-n_tokens // BLOCK_TOKENS)
+        views = []
+        for group in self._groups:
+            numbers = BLOCK_TOKENS * group.spec.bytes_per_token // mode.dtype.itemsize
+            views.append(torch.zeros(1 + self._columns, len(group.layers), numbers, dtype=mode.dtype))
+        self._model.bind_cache([group.layers for group in self._groups], views)
+
+    def logprobs(self, tokens: Sequence[int]) -> Iterator[torch.Tensor]:
+        """[<= 64, vocab_size] fp32 at a time: log probabilities after each token."""
+        with torch.inference_mode():
+            hidden = self._model.forward(self._batch(tokens))
+            for first in range(0, len(tokens), _ROWS):
+                yield self._model.logits(hidden[first : first + _ROWS]).log_softmax(-1)
+
+    def _batch(self, tokens: Sequence[int]) -> Batch:
+        n = len(tokens)
+        table = torch.arange(1, 1 + self._columns, dtype=torch.int32).unsqueeze(0)
+        places = torch.arange(n) + BLOCK_TOKENS
+        batch = Batch(
+            input_ids=torch.tensor(tokens),
+            positions=torch.arange(n),
+            query_starts=torch.tensor([0, n]),
+            seq_lens=torch.tensor([n]),
+            groups=tuple(GroupBatch(table.clone(), places) for _ in self._groups),
+        )
+        for index, group in enumerate(self._groups):
+            batch.groups[index].metadata = self._ops.attention.plan(batch, index, group.spec)
+        return batch
