@@ -119,7 +119,7 @@ void add_blocks(const char* w, const char* x, int64_t blocks, float* totals) {
     constexpr int64_t number_part = number_bytes(F::bits), scale_part = scale_bytes(F::format);
     constexpr int64_t group_scales = scale_part / F::groups, stride = block_bytes(F::format);
     for (int64_t block = 0; block < blocks; ++block, w += stride, x += rows * x_block_bytes) {
-        for (int64_t ahead = 0; ahead < stride; ahead += 64) __builtin_prefetch(w + prefetch_bytes + ahead);
+        for (int64_t ahead = 0; ahead < stride; ahead += panel_outputs * unit_bytes) prefetch<rows>(w + ahead);
         const BlockScales* rounded = reinterpret_cast<const BlockScales*>(x + rows * block_values);
         for (int group = 0; group < F::groups; ++group) {
             Sums sums[rows][panel_vecs];
