@@ -1,6 +1,6 @@
 """Decoding of a random Qwen3-MoE-shaped model, next to the time of reading what it has to read.
 
-    python bench/moe.py [--peer] [--layers 24] [--experts 64] [--inner 512] [--top 8] [--batch 1 8] [--rounds 5]
+    python bench/moe.py [--quant int8] [--peer] [--layers 24] [--experts 64] [--inner 512] [--top 8] [--batch 1 8]
 
 A step reads all weights but the embedding's table, and of the experts those that its rows are sent to: for one row
 that is `top` of `experts` in every layer; for more, the mean number of different experts under a uniform choice, since
@@ -45,10 +45,14 @@ def configuration(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
+BYTES = {None: 2.0, "int8": 34 / 32, "int4": 18 / 32}
+"""Of a weight by ``--quant``, scales included; tables are never in less than 8 bits."""
+
+
 def step_bytes(args: argparse.Namespace, all_weights: int, batch: int) -> float:
-    """Of weights, in bfloat16."""
-    experts = 2 * args.layers * args.experts * 3 * args.inner * args.hidden
-    table = 2 * args.vocabulary * args.hidden
+    """Of weights."""
+    experts = BYTES[args.quant] * args.layers * args.experts * 3 * args.inner * args.hidden
+    table = BYTES[args.quant and "int8"] * args.vocabulary * args.hidden
     different = 1 - (1 - args.top / args.experts) ** batch
     return all_weights - table - experts + experts * different
 
@@ -117,14 +121,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--quant", choices=("int8", "int4"))
     args = parser.parse_args()
     if not core.is_available():
         sys.exit(core.reason())
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(configuration(args)))
+        quantised = {"quant_config": {"quant_algo": args.quant}} if args.quant else {}
         llm = LLM(model=folder, load_format="dummy", dtype="bfloat16", skip_tokenizer_init=True, max_seq_len=512,
                   max_batch_size=max(args.batch), num_threads=args.threads,
-                  kv_cache_config={"enable_block_reuse": False})  # fmt: skip
+                  kv_cache_config={"enable_block_reuse": False}, **quantised)  # fmt: skip
     weights = dict(llm.memory_report)["weights"]
     machine = Machine()
     peer = Peer(configuration(args), args.threads) if args.peer else None

@@ -26,14 +26,20 @@ void bind_moe(nb::module_& m) {
             submit(SigmoidRoute{route, pointer<const float>(correction), n_groups, top_groups, factor}, n_rows);
         },
         nb::call_guard<nb::gil_scoped_release>());
+    nb::class_<ExpertWeights>(m, "ExpertWeights");
+    m.def("expert_weights", [](uintptr_t weights, uintptr_t bias, int64_t segments) {
+        return ExpertWeights{pointer(weights), pointer(bias), false, {}, segments};
+    });
+    m.def("expert_weights_in_blocks", [](uintptr_t weights, uintptr_t bias, int64_t segments, const BlockFormat& format) {
+        return ExpertWeights{pointer(weights), pointer(bias), true, format, segments};
+    });
     m.def(
         "experts",
-        [](uintptr_t x, uintptr_t ids, uintptr_t weights, uintptr_t gate_up, uintptr_t gate_up_bias, uintptr_t down,
-           uintptr_t down_bias, uintptr_t y, int dtype, int64_t n_rows, int64_t x_stride, int64_t n_experts, int64_t k,
-           int64_t size, int64_t gate_up_size, int64_t inner, int64_t segments, int activation, float c, bool scaled_input) {
-            submit(Experts{pointer(x), pointer<const int32_t>(ids), pointer<const float>(weights), pointer(gate_up),
-                           pointer(gate_up_bias), pointer(down), pointer(down_bias), pointer(y), x_stride, n_experts, k,
-                           size, gate_up_size, inner, segments, Elementwise(activation), c, scaled_input},
+        [](uintptr_t x, uintptr_t ids, uintptr_t weights, const ExpertWeights& gate_up, const ExpertWeights& down, uintptr_t y,
+           int dtype, int64_t n_rows, int64_t x_stride, int64_t n_experts, int64_t k, int64_t size, int64_t gate_up_size,
+           int64_t inner, int activation, float c, bool scaled_input) {
+            submit(Experts{pointer(x), pointer<const int32_t>(ids), pointer<const float>(weights), gate_up, down, pointer(y),
+                           x_stride, n_experts, k, size, gate_up_size, inner, Elementwise(activation), c, scaled_input},
                    n_rows, Dtype(dtype));
         },
         nb::call_guard<nb::gil_scoped_release>());

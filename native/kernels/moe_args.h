@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/block_linear_args.h"
 #include "kernels/elementwise_args.h"
 
 namespace headrace {
@@ -28,15 +29,22 @@ struct SigmoidRoute {
     float factor;             // of the weights
 };
 
+// One product of all experts of a layer: their packed weights [n, k], one behind another.
+struct ExpertWeights {
+    const void* weights;
+    const void* bias;    // [n_experts, n] or null
+    bool in_blocks;      // in `format`; else in the dtype of x
+    BlockFormat format;
+    int64_t segments;    // as for one product
+};
+
 // y[t] = sum over slots j of weights[t, j] * down[e](act(gate_up[e](x[t]) + bias[e])) + bias[e], e = ids[t, j].
 struct Experts {
     const void* x;
     const int32_t* ids;         // [rows, k]
     const float* weights;       // [rows, k]
-    const void* gate_up;        // a packed weight [gate_up_size, size] for each expert
-    const void* gate_up_bias;   // [n_experts, gate_up_size] or null
-    const void* down;           // a packed weight [size, inner] for each expert
-    const void* down_bias;      // [n_experts, size] or null
+    ExpertWeights gate_up;      // [gate_up_size, size]
+    ExpertWeights down;         // [size, inner]
     void* y;
     int64_t x_stride;
     int64_t n_experts;
@@ -44,7 +52,6 @@ struct Experts {
     int64_t size;
     int64_t gate_up_size;       // inner, or twice that where the activation has a gate
     int64_t inner;
-    int64_t segments;           // of products with `down`
     Elementwise activation;
     float c;                    // of the activation
     bool scaled_input;          // weights are factors of the experts' inputs, and not of their outputs

@@ -1,17 +1,17 @@
 #include "ops/moe.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <stdexcept>
 
 #include "core/isa.h"
 #include "core/pool.h"
+#include "core/scratch.h"
+#include "ops/block_linear.h"
 
 namespace headrace {
 namespace {
 
-constexpr int64_t chunk_bytes = 64 << 10;    // of weights, as for one product (linear.cpp)
+constexpr int64_t chunk_bytes = 32 << 10;    // of weights, as for one product (linear.cpp)
 constexpr int64_t x_range_bytes = 1 << 20;   // of one expert's rows: stays in the outer caches while panels pass over it
 constexpr int64_t chunks_per_thread = 8;
 constexpr int64_t alone_bytes = 64 << 10;    // of small work: below this, waking the others takes longer
@@ -40,29 +40,20 @@ struct Group {
     int64_t down;         // ranges of blocks
 };
 
-// Memory that only grows, on the thread that runs the job; the pool's threads work in it while that one waits.
-struct Memory {
-    struct Free {
-        void operator()(char* p) const { ::operator delete[](p, std::align_val_t(64)); }
-    };
-    std::unique_ptr<char, Free> start;
-    int64_t size = 0, used = 0;
+// Pieces of the calling thread's scratch; the pool's threads work in them while that one waits.
+class Parts {
+  public:
+    explicit Parts(int64_t bytes) : next_(scratch(bytes)) {}
 
-    void reserve(int64_t bytes) {
-        used = 0;
-        if (bytes <= size) return;
-        start.reset();
-        size = 0;
-        start.reset(static_cast<char*>(::operator new[](size_t(bytes), std::align_val_t(64))));
-        size = bytes;
-    }
-    static int64_t room(int64_t bytes) { return (bytes + 63) / 64 * 64; }
     template <class T = char>
     T* take(int64_t n) {
-        T* p = reinterpret_cast<T*>(start.get() + used);
-        used += room(n * int64_t(sizeof(T)));
+        T* p = reinterpret_cast<T*>(next_);
+        next_ += (n * int64_t(sizeof(T)) + 63) / 64 * 64;
         return p;
     }
+
+  private:
+    char* next_;
 };
 
 // Puts slots of the same expert side by side: by expert, then by slot.
@@ -81,13 +72,26 @@ int64_t sort_slots(const Experts& job, int64_t n_slots, int32_t* order, int32_t*
     return n_groups;
 }
 
+// What the two kinds of products call alike by other names.
+const LinearKernels& kernels_of(const Linear&, Dtype dtype) {
+    return dtype == Dtype::f32 ? kernels().linear_f32 : kernels().linear_bf16;
+}
+const BlockLinearKernels& kernels_of(const BlockLinear&, Dtype dtype) {
+    return dtype == Dtype::f32 ? kernels().block_linear_f32 : kernels().block_linear_bf16;
+}
+int64_t panel_bytes_of(const Linear& job, Dtype dtype) { return panel_bytes(job.k, dtype); }
+int64_t panel_bytes_of(const BlockLinear& job, Dtype) { return panel_bytes(job.k, job.format); }
+int64_t x_row_bytes(const Linear& job, Dtype dtype) { return units_of(job.k, dtype) * kernels_of(job, dtype).x_unit_bytes; }
+int64_t x_row_bytes(const BlockLinear& job, Dtype) { return blocks_of(job.k) * x_block_bytes; }
+
 // One product for each group: rows of `job.x` and `job.y` are places, `job.weight` and `job.bias` those of expert 0.
-void run_groups(const Linear& job, Dtype dtype, Group* groups, int64_t n_groups, char* packed) {
-    const LinearKernels& table = dtype == Dtype::f32 ? kernels().linear_f32 : kernels().linear_bf16;
-    const int64_t row_bytes = units_of(job.k, dtype) * table.x_unit_bytes, item = size_of(dtype);
-    const int64_t panels = panels_of(job.n), one_panel = panel_bytes(job.k, dtype);
+template <class Job>
+void run_groups(const Job& job, Dtype dtype, Group* groups, int64_t n_groups, char* packed) {
+    const auto& table = kernels_of(job, dtype);
+    const int64_t row_bytes = x_row_bytes(job, dtype), item = size_of(dtype);
+    const int64_t panels = panels_of(job.n), one_panel = panel_bytes_of(job, dtype);
     const int64_t wanted = ceil_div(chunks_per_thread * Pool::instance().threads(), n_groups);
-    int64_t n_blocks = 0, n_chunks = 0;
+    int64_t n_blocks = 0, n_chunks = 0, n_rows = 0;
     for (Group* group = groups; group < groups + n_groups; ++group) {
         RowBlocks& blocks = group->blocks;
         blocks = row_blocks(blocks.rows, table.tile_rows);
@@ -97,18 +101,19 @@ void run_groups(const Linear& job, Dtype dtype, Group* groups, int64_t n_groups,
         group->down = std::min(blocks.count, std::max(by_cache, by_threads));
         group->first_block = n_blocks;
         group->first_chunk = n_chunks;
+        n_rows += blocks.rows;
         n_blocks += blocks.count;
         n_chunks += group->across * group->down;
     }
     const auto part = [&](const Group& group) {
-        Linear mine = job;
+        Job mine = job;
         mine.x = static_cast<const char*>(job.x) + group.first * job.x_stride * item;
         mine.weight = static_cast<const char*>(job.weight) + group.expert * panels * one_panel;
         mine.bias = job.bias ? static_cast<const char*>(job.bias) + group.expert * job.n * item : nullptr;
         mine.y = static_cast<char*>(job.y) + group.first * job.y_stride * (job.wide ? 4 : item);
         return mine;
     };
-    in_ranges(n_blocks, table.tile_rows * row_bytes, [&](int64_t first, int64_t last) {
+    in_ranges(n_blocks, ceil_div(n_rows, n_blocks) * row_bytes, [&](int64_t first, int64_t last) {
         const Group* group = std::upper_bound(groups, groups + n_groups, first,
                                               [](int64_t block, const Group& g) { return block < g.first_block; }) - 1;
         for (int64_t index = first; index < last; ++index) {
@@ -127,52 +132,80 @@ void run_groups(const Linear& job, Dtype dtype, Group* groups, int64_t n_groups,
     });
 }
 
-int64_t slot_bytes(const Experts& job, Dtype dtype) {
-    const LinearKernels& table = dtype == Dtype::f32 ? kernels().linear_f32 : kernels().linear_bf16;
-    const int64_t packed = table.x_unit_bytes * std::max(units_of(job.size, dtype), units_of(job.inner, dtype));
-    return packed + size_of(dtype) * (job.size + job.gate_up_size + job.inner) + 4 * job.size + 8;
+// Rows x [places, k] to y [places, n], which is fp32 if `wide`.
+void product(const ExpertWeights& w, Dtype dtype, const void* x, int64_t k, void* y, int64_t n, bool wide, Group* groups,
+             int64_t n_groups, char* packed) {
+    if (w.in_blocks)
+        run_groups(BlockLinear{x, w.weights, w.bias, y, k, n, k, n, w.segments, wide, w.format}, dtype, groups, n_groups, packed);
+    else
+        run_groups(Linear{x, w.weights, w.bias, y, k, n, k, n, w.segments, wide}, dtype, groups, n_groups, packed);
 }
 
-void run_pass(const Experts& job, Dtype dtype, int64_t n_rows, Memory& memory) {
+int64_t packed_row_bytes(const ExpertWeights& w, Dtype dtype, int64_t k) {
+    Linear dense{};
+    BlockLinear blocks{};
+    dense.k = blocks.k = k;
+    return w.in_blocks ? x_row_bytes(blocks, dtype) : x_row_bytes(dense, dtype);
+}
+
+// What a slot takes of scratch; the two products take turns with the packed rows.
+struct Room {
+    int64_t packed, x, gate_up, inner, outputs;
+
+    Room(const Experts& job, Dtype dtype)
+        : packed(std::max(packed_row_bytes(job.gate_up, dtype, job.size), packed_row_bytes(job.down, dtype, job.inner))),
+          x(job.size * size_of(dtype)),
+          gate_up(job.gate_up_size * size_of(dtype)),
+          inner(job.inner * size_of(dtype)),
+          outputs(job.size * 4) {}
+
+    int64_t sum() const { return packed + x + gate_up + inner + outputs + 8; }
+};
+
+void run_pass(const Experts& job, Dtype dtype, int64_t n_rows, const Room& room) {
     const MoeKernels& table = dtype == Dtype::f32 ? kernels().moe_f32 : kernels().moe_bf16;
-    const LinearKernels& linear = dtype == Dtype::f32 ? kernels().linear_f32 : kernels().linear_bf16;
-    const int64_t slots = n_rows * job.k, item = size_of(dtype);
-    memory.reserve(slots * slot_bytes(job, dtype) + (job.n_experts + 1) * int64_t(4 + sizeof(Group)) + 64 * 8);
+    const int64_t slots = n_rows * job.k;
+    Parts memory(slots * room.sum() + (job.n_experts + 1) * int64_t(4 + sizeof(Group)) + 64 * 9);
     int32_t* order = memory.take<int32_t>(slots);
     int32_t* places = memory.take<int32_t>(slots);
     int32_t* starts = memory.take<int32_t>(job.n_experts + 1);
     Group* groups = memory.take<Group>(job.n_experts);
-    const int64_t widest = std::max(units_of(job.size, dtype), units_of(job.inner, dtype));
-    char* packed = memory.take(slots * widest * linear.x_unit_bytes);
-    char* x = memory.take(slots * job.size * item);
-    char* gate_up = memory.take(slots * job.gate_up_size * item);
-    char* inner = memory.take(slots * job.inner * item);
+    char* packed = memory.take(slots * room.packed);
+    char* x = memory.take(slots * room.x);
+    char* gate_up = memory.take(slots * room.gate_up);
+    char* inner = memory.take(slots * room.inner);
     float* outputs = memory.take<float>(slots * job.size);
 
     const int64_t n_groups = sort_slots(job, slots, order, places, starts, groups);
-    in_ranges(slots, job.size * item, [&](int64_t first, int64_t last) { table.gather(job, order, first, last, x); });
-    run_groups({x, job.gate_up, job.gate_up_bias, gate_up, job.size, job.gate_up_size, job.size, job.gate_up_size, 1, false},
-               dtype, groups, n_groups, packed);
+    in_ranges(slots, room.x, [&](int64_t first, int64_t last) { table.gather(job, order, first, last, x); });
+    product(job.gate_up, dtype, x, job.size, gate_up, job.gate_up_size, false, groups, n_groups, packed);
     const ElementwiseRows act{gate_up, nullptr, inner, job.inner, job.gate_up_size, 0, job.inner, job.c};
     const auto activation = kernels().elementwise[int(job.activation)][int(dtype)];
     // A value's exponential takes as long as moving some bytes.
     in_ranges(slots, 8 * job.inner, [&](int64_t first, int64_t last) { activation(act, first, last); });
-    run_groups({inner, job.down, job.down_bias, outputs, job.inner, job.size, job.inner, job.size, job.segments, true}, dtype,
-               groups, n_groups, packed);
-    in_ranges(n_rows, job.k * job.size * 4, [&](int64_t first, int64_t last) {
+    product(job.down, dtype, inner, job.inner, outputs, job.size, true, groups, n_groups, packed);
+    in_ranges(n_rows, job.k * room.outputs, [&](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row) table.combine(job, outputs, places, row, 0, job.size);
     });
+}
+
+// Throws std::invalid_argument for segments that are not whole units, and for a format without kernels.
+void check(const ExpertWeights& w, Dtype dtype, int64_t k) {
+    if (w.in_blocks) check(w.format);
+    const bool divides = w.in_blocks ? k % (4 * block_values) == 0 : units_of(k, dtype) % 4 == 0;
+    if (w.segments != 1 && (w.segments != 4 || !divides))
+        throw std::invalid_argument("a product has 1 segment, or 4 where its units or blocks of k are a multiple of 4");
 }
 
 }  // namespace
 
 void run(const Experts& job, Dtype dtype, int64_t n_rows) {
-    if (job.segments != 1 && (job.segments != 4 || units_of(job.inner, dtype) % 4 != 0))
-        throw std::invalid_argument("a product has 1 segment, or 4 where its units of k are a multiple of 4");
+    check(job.gate_up, dtype, job.size);
+    check(job.down, dtype, job.inner);
     for (int64_t slot = 0; slot < n_rows * job.k; ++slot)
         if (job.ids[slot] < 0 || job.ids[slot] >= job.n_experts) throw std::out_of_range("an id is none of the experts");
-    thread_local Memory memory;
-    const int64_t most = std::max<int64_t>(1, pass_bytes / (job.k * slot_bytes(job, dtype)));
+    const Room room(job, dtype);
+    const int64_t most = std::max<int64_t>(1, pass_bytes / (job.k * room.sum()));
     // Of nearly equal size, so that none reads all weights for a few rows.
     const int64_t passes = ceil_div(n_rows, most);
     for (int64_t pass = 0; pass < passes; ++pass) {
@@ -182,7 +215,7 @@ void run(const Experts& job, Dtype dtype, int64_t n_rows) {
         mine.ids += first * job.k;
         mine.weights += first * job.k;
         mine.y = static_cast<char*>(job.y) + first * job.size * size_of(dtype);
-        run_pass(mine, dtype, last - first, memory);
+        run_pass(mine, dtype, last - first, room);
     }
 }
 

@@ -81,9 +81,10 @@ void check_experts(const Sizes& s) {
     const auto up_bias = noise<T>(s.n_experts * first, 5), down_bias = noise<T>(s.n_experts * s.size, 6);
     const auto packed_up = packed(up, s.n_experts, first, s.size), packed_down = packed(down, s.n_experts, s.size, s.inner);
     std::vector<T> y(size_t(s.rows * s.size)), alone(static_cast<size_t>(s.size));
-    Experts job{x.data(), to.ids.data(), to.weights.data(), packed_up.data(), s.bias ? up_bias.data() : nullptr,
-                packed_down.data(), s.bias ? down_bias.data() : nullptr, y.data(), s.size, s.n_experts, s.k, s.size, first,
-                s.inner, 1, s.gated ? Elementwise::clamped_glu : Elementwise::relu_squared, 0.5f, s.scaled_input};
+    const ExpertWeights gate_up{packed_up.data(), s.bias ? up_bias.data() : nullptr, false, {}, 1};
+    const ExpertWeights second{packed_down.data(), s.bias ? down_bias.data() : nullptr, false, {}, 1};
+    Experts job{x.data(), to.ids.data(), to.weights.data(), gate_up, second, y.data(), s.size, s.n_experts, s.k, s.size,
+                first, s.inner, s.gated ? Elementwise::clamped_glu : Elementwise::relu_squared, 0.5f, s.scaled_input};
     run(job, dtype_of<T>, s.rows);
     for (int64_t row = 0; row < s.rows; ++row) {
         Experts one = job;
@@ -116,8 +117,8 @@ void check_refusals() {
     std::vector<float> y(8);
     bool refused = false;
     try {
-        run(Experts{x.data(), to.ids.data(), to.weights.data(), up.data(), nullptr, down.data(), nullptr, y.data(), 4, 3, 2,
-                    4, 4, 2, 1, Elementwise::silu_mul, 0.0f, false},
+        run(Experts{x.data(), to.ids.data(), to.weights.data(), {up.data(), nullptr, false, {}, 1},
+                    {down.data(), nullptr, false, {}, 1}, y.data(), 4, 3, 2, 4, 4, 2, Elementwise::silu_mul, 0.0f, false},
             Dtype::f32, 2);
     } catch (const std::out_of_range&) {
         refused = true;

@@ -28,6 +28,7 @@ FAMILIES = (*FULL, *WINDOWED, *STATEFUL)
 """Variants of ``parity.tiny``, one for each architecture."""
 QUANTISED = {
     "qwen2-in-int8": ("qwen2", {"quant_config": {"quant_algo": "int8"}}),
+    "qwen3-moe-in-int8": ("qwen3-moe", {"quant_config": {"quant_algo": "int8"}}),
     "gemma3-in-int4": ("gemma3-untied-window-40", {"quant_config": {"quant_algo": "int4"}}),
 }
 """Weights in blocks: a variant and what its engine is built with, the plain run's too."""

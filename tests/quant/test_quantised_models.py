@@ -121,10 +121,6 @@ def test_what_cannot_be_kept_is_refused(folder, tmp_path):
             LLM(model, quant_config={"quant_algo": "gguf"}, skip_tokenizer_init=True)
     with pytest.raises(ConfigError, match="quant_algo"):
         LLM(folder, quant_config={"quant_algo": "int3"})
-    with torch.no_grad():
-        experts = tiny.save(tiny.make("mixtral"), tmp_path / "mixtral")
-    with pytest.raises(ConfigError, match="quant_config: weights of experts"):
-        LLM(experts, quant_config={"quant_algo": "int8"}, skip_tokenizer_init=True)
 
 
 def test_the_engine_says_how_weights_are_kept(folder):

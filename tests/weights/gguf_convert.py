@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
-from gguf_files import add_field
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+from gguf.quants import quantize
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from weights.gguf_files import add_field
 
-def convert(model: PreTrainedModel, arch: MODEL_ARCH, path: Path, changes: dict[str, Any] | None = None) -> Path:
-    """Write ``model`` in float32. ``changes`` replaces metadata (None removes)."""
+
+def convert(
+    model: PreTrainedModel,
+    arch: MODEL_ARCH,
+    path: Path,
+    changes: dict[str, Any] | None = None,
+    experts: GGMLQuantizationType | None = None,
+) -> Path:
+    """Write ``model`` in float32, ``experts`` in blocks of that type. ``changes`` replaces metadata (None removes)."""
     config, name = model.config, MODEL_ARCH_NAMES[arch]
     writer = GGUFWriter(path, name)
     for key, value in {**_fields(config, name), **(changes or {})}.items():
@@ -27,7 +35,11 @@ def convert(model: PreTrainedModel, arch: MODEL_ARCH, path: Path, changes: dict[
     for hf_name, weight in _hub_tensors(model):
         if hf_name != "lm_head.weight" or not config.tie_word_embeddings:
             gguf_name = names.get_name(hf_name, (".weight", ".bias"))
-            writer.add_tensor(gguf_name, _stored(name, hf_name, weight.numpy(), config))
+            stored = _stored(name, hf_name, weight.numpy(), config)
+            if experts is not None and "_exps" in gguf_name:
+                writer.add_tensor(gguf_name, quantize(stored, experts), raw_dtype=experts)
+            else:
+                writer.add_tensor(gguf_name, stored)
     for gguf_name, table in _rope_tables(config):
         writer.add_tensor(gguf_name, table)
     writer.write_header_to_file()

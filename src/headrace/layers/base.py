@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from headrace.cache.specs import CacheSpec
-from headrace.ops.linear import LinearOps
 from headrace.ops.storage import PLAIN, Storage
 from headrace.ops.table import Ops
 from headrace.quant.formats import BlockFormat
@@ -58,6 +57,15 @@ class Source:
     turn: Callable[[torch.Tensor], torch.Tensor] | None = None
     """Makes rows of the parameter out of slices of the tensor along its first dimension, as many of each; None: a slice
     is a row."""
+
+    def read(self, checkpoint: Checkpoint) -> Iterator[tuple[int, torch.Tensor]]:
+        """Rows of the parameter, as they come: (how many came before, rows)."""
+        if self.turn is None:
+            yield from checkpoint.rows(self.name)
+            return
+        height = (self.last - self.first) // self.shape[0]
+        for first, slices in checkpoint.rows(self.name):
+            yield first * height, self.turn(slices)
 
     def runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Rows [start, stop) of the tensor, in stretches that stay together: (from, to, row of the parameter)."""
@@ -116,12 +124,7 @@ class Parameter:
             same = checkpoint.tensor(source.name).expand(source.last - source.first, *source.shape)
             self.storage.fill(self.data, source.first, same)
             return
-        if source.turn is not None:
-            height = (source.last - source.first) // source.shape[0]
-            for first, slices in checkpoint.rows(source.name):
-                self.storage.fill(self.data, source.first + first * height, source.turn(slices))
-            return
-        for first, rows in checkpoint.rows(source.name):
+        for first, rows in source.read(checkpoint):
             for start, stop, row in source.runs(first, first + len(rows)):
                 self.storage.fill(self.data, row, rows[start - first : stop - first])
 
@@ -145,30 +148,57 @@ class Weight(Parameter):
 
     Args:
         is_table: an embedding or a head.
+        n_experts: it is the weights of so many experts, one below another; their products are one operator, so that
+            they are in blocks of one format, or dense. None: it is one weight.
     """
 
     __slots__ = ("_scheme", "formats", "ops")
 
     def __init__(
-        self, ctx: BuildContext, shape: tuple[int, int], sources: tuple[Source, ...], *, is_table: bool = False
+        self,
+        ctx: BuildContext,
+        shape: tuple[int, int],
+        sources: tuple[Source, ...],
+        *,
+        is_table: bool = False,
+        n_experts: int | None = None,
     ) -> None:
         found = [ctx.scheme.format(source.name, is_table=is_table) for source in sources]
         formats = [form for form in found if form is not None]
         # A mixture of blocks and floats is rare enough to be all floats.
-        in_blocks = len(formats) == len(found)
+        parts = _parts(sources, formats) if len(formats) == len(found) else ()
+        in_blocks = len(parts) == 1 if n_experts is not None else len(parts) > 0
         self._scheme = ctx.scheme
         self.formats = {s.name: form for s, form in zip(sources, formats, strict=True)} if in_blocks else {}
         """Checkpoint tensor -> its format in blocks. Empty for a dense weight."""
-        self.ops: LinearOps = ctx.ops.block_linear(_parts(sources, formats)) if in_blocks else ctx.ops.linear
+        self.ops: Any = self._operators(ctx, parts if in_blocks else (), n_experts)
+        """Of one weight ``LinearOps``, of experts their ``Storage``."""
         super().__init__(ctx, shape, sources, storage=self.ops)
+
+    @staticmethod
+    def _operators(ctx: BuildContext, parts: tuple[tuple[int, BlockFormat], ...], n_experts: int | None) -> Storage:
+        if n_experts is not None:
+            return ctx.ops.experts.storage(n_experts, parts[0][1] if parts else None)
+        return ctx.ops.block_linear(parts) if parts else ctx.ops.linear
 
     def fill(self, source: Source, checkpoint: Checkpoint) -> None:
         if not self.formats:
             return super().fill(source, checkpoint)
-        for first, rows in self._scheme.rows(checkpoint, source.name, self.formats[source.name]):
+        read: Any = checkpoint if source.turn is None else _Turned(source, checkpoint)
+        for first, rows in self._scheme.rows(read, source.name, self.formats[source.name]):
             for start, stop, row in source.runs(first, first + len(rows)):
                 self.storage.fill(self.data, row, rows[start - first : stop - first])
         return None
+
+
+class _Turned:
+    """A checkpoint's tensor as rows of the parameter that it fills."""
+
+    def __init__(self, source: Source, checkpoint: Checkpoint) -> None:
+        self._source, self._checkpoint = source, checkpoint
+
+    def rows(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+        yield from self._source.read(self._checkpoint)
 
 
 def _parts(sources: tuple[Source, ...], formats: list[BlockFormat]) -> tuple[tuple[int, BlockFormat], ...]:

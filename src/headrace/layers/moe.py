@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from headrace.core.errors import ConfigError, ModelError
+from headrace.core.errors import ModelError
 from headrace.ops.moe import ExpertsShape, Routing
 from headrace.quant.schemes import NO_SCHEME
 
-from .base import BuildContext, Layer, Parameter, Source, stacked
+from .base import BuildContext, Layer, Parameter, Source, Weight, stacked
 from .linear import Linear, segments
 
 
@@ -184,13 +184,10 @@ class Experts(Layer):
 
     def __init__(self, ctx: BuildContext, shape: ExpertsShape, sources: ExpertSources) -> None:
         n = shape.n_experts
-        if ctx.scheme is not NO_SCHEME:
-            raise ConfigError("quant_config: weights of experts are not quantised in this version; leave it out")
         self._ops = ctx.ops.experts
         self._shape = replace(shape, segments=segments(shape.inner, shape.inner))
-        storage = ctx.ops.experts.storage(n)
-        self.gate_up = Parameter(ctx, (n * shape.gate_up, shape.size), sources.gate_up, storage=storage)
-        self.down = Parameter(ctx, (n * shape.size, shape.inner), sources.down, storage=storage)
+        self.gate_up = Weight(ctx, (n * shape.gate_up, shape.size), sources.gate_up, n_experts=n)
+        self.down = Weight(ctx, (n * shape.size, shape.inner), sources.down, n_experts=n)
         has_bias = bool(sources.gate_up_bias)
         self._biases = (
             (

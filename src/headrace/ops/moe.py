@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
+from headrace.quant.formats import BlockFormat
+
 from .storage import Storage
 
 
@@ -51,8 +53,12 @@ class ExpertsShape:
 class ExpertOps(Protocol):
     """One implementation makes the weights of experts, fills and reads them."""
 
-    def storage(self, n_experts: int) -> Storage:
-        """For a parameter [n_experts * n_out, n_in]: the weights of all experts, one below another."""
+    def storage(self, n_experts: int, form: BlockFormat | None = None) -> Storage:
+        """For a parameter [n_experts * n_out, n_in]: the weights of all experts, one below another.
+
+        Args:
+            form: of weights in blocks; they are filled with ``BlockRows``. None: floats.
+        """
         ...
 
     def apply(
@@ -67,8 +73,9 @@ class ExpertOps(Protocol):
     ) -> torch.Tensor:
         """The sum over a row's slots, in their order, of weight * down[e](act(gate_up[e](x))), e the slot's expert.
 
-        Each product is rounded as ``LinearOps.apply`` does; the outputs of the second are kept in fp32 and added in
-        fp32, and the sum is rounded once. A row's result depends on that row alone.
+        Each product is that of ``LinearOps.apply``, or of ``BlockLinearOps.apply`` for weights in blocks. The outputs
+        of the second are kept in fp32 and added in fp32, and the sum is rounded once. A row's result depends on that
+        row alone.
 
         Args:
             x: [T, size] in the dtype of the weights; rows may be any distance apart.

@@ -35,12 +35,10 @@ class NativeBlockLinear:
 
     def __init__(self, form: BlockFormat) -> None:
         self._format = form
-        self._core_format = _core.BlockFormat(
-            form.bits, form.offset, form.group, form.has_minimum, form.has_wide_scales
-        )
+        self.core_format = _core.BlockFormat(form.bits, form.offset, form.group, form.has_minimum, form.has_wide_scales)
 
     def nbytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        return int(_core.packed_block_bytes(*shape, self._core_format))
+        return int(_core.packed_block_bytes(*shape, self.core_format))
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> PackedBlocks:
         return PackedBlocks(huge_zeros(self.nbytes(shape, dtype)), *shape, dtype)
@@ -56,7 +54,7 @@ class NativeBlockLinear:
         minima = 0 if parts.minima is None else parts.minima.data_ptr()
         _core.pack_blocks(
             parts.numbers.data_ptr(), parts.scales.data_ptr(), minima, data.memory.data_ptr(), n, n_in, first_row,
-            self._core_format,
+            self.core_format,
         )  # fmt: skip
 
     def apply(
@@ -82,7 +80,7 @@ class NativeBlockLinear:
         _core.block_linear(
             x.data_ptr(), weight.memory.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(),
             DTYPES[x.dtype], n_rows, weight.n_in, weight.n_out, x.stride(0), y.stride(0),
-            whole_segments(segments, weight.n_in), wanted is torch.float32, self._core_format,
+            whole_segments(segments, weight.n_in), wanted is torch.float32, self.core_format,
         )  # fmt: skip
         return y
 
@@ -91,7 +89,7 @@ class NativeBlockLinear:
         y = empty((ids.shape[0], weight.n_in), weight.dtype)
         _core.block_embedding(
             ids.data_ptr(), weight.memory.data_ptr(), y.data_ptr(), DTYPES[weight.dtype], ids.shape[0],
-            weight.n_in, weight.n_out, weight.n_in, self._core_format,
+            weight.n_in, weight.n_out, weight.n_in, self.core_format,
         )  # fmt: skip
         return y
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from headrace.ops.moe import ExpertsShape, Routing
 from headrace.ops.storage import PLAIN, Storage
+from headrace.quant.formats import BlockFormat
 
 from .activation import clamped_glu, gelu_tanh_mul, relu_squared, silu_mul
+from .block_linear import PlainBlocks, ReferenceBlockLinear
+from .linear import LINEAR
 
 ACTIVATIONS = {
     "silu_mul": silu_mul,
@@ -72,32 +75,48 @@ def _largest(scores: torch.Tensor, k: int) -> torch.Tensor:
 class ReferenceExperts:
     """``ExpertOps`` over plain tensors."""
 
-    def storage(self, n_experts: int) -> Storage:
-        return PLAIN
+    def storage(self, n_experts: int, form: BlockFormat | None = None) -> Storage:
+        return PLAIN if form is None else ReferenceBlockLinear(form)
 
     def apply(
         self,
         x: torch.Tensor,
         routing: Routing,
         shape: ExpertsShape,
-        gate_up: torch.Tensor,
-        down: torch.Tensor,
+        gate_up: Any,
+        down: Any,
         gate_up_bias: torch.Tensor | None = None,
         down_bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         activation = ACTIVATIONS[shape.activation]
         if shape.activation == "clamped_glu":
             activation = partial(activation, limit=shape.limit)
-        first, second = gate_up.view(shape.n_experts, shape.gate_up, -1), down.view(shape.n_experts, shape.size, -1)
+        first = _Products(gate_up, gate_up_bias, shape.gate_up)
+        second = _Products(down, down_bias, shape.size, shape.segments)
         outputs = torch.zeros((*routing.ids.shape, shape.size), dtype=torch.float32, device=x.device)
         for expert in routing.ids.unique().tolist():
             rows, slots = torch.nonzero(routing.ids == expert, as_tuple=True)
             weights = routing.weights[rows, slots, None]
             taken = (x[rows] * weights).to(x.dtype) if shape.scaled_input else x[rows]
-            inner = activation(F.linear(taken, first[expert], None if gate_up_bias is None else gate_up_bias[expert]))
-            output = F.linear(inner, second[expert], None if down_bias is None else down_bias[expert]).float()
+            output = second(activation(first(taken, expert, x.dtype)), expert, torch.float32)
             outputs[rows, slots] = output if shape.scaled_input else output * weights
         return outputs.sum(1).to(x.dtype)
+
+
+class _Products:
+    """The product with each expert's part of a weight."""
+
+    def __init__(self, weight: Any, bias: torch.Tensor | None, height: int, segments: int = 1) -> None:
+        self._weight, self._bias, self._height, self._segments = weight, bias, height, segments
+
+    def __call__(self, x: torch.Tensor, expert: int, dtype: torch.dtype) -> torch.Tensor:
+        rows = slice(expert * self._height, (expert + 1) * self._height)
+        bias = None if self._bias is None else self._bias[expert]
+        if isinstance(self._weight, torch.Tensor):
+            return LINEAR.apply(x, self._weight[rows], bias, dtype=dtype)
+        blocks = self._weight.rows[rows]
+        ops = ReferenceBlockLinear(blocks.format)
+        return ops.apply(x, PlainBlocks(blocks, x.dtype), bias, segments=self._segments, dtype=dtype)
 
 
 EXPERTS = ReferenceExperts()
