@@ -14,6 +14,7 @@ from headrace.core.plan import BLOCK_TOKENS
 from headrace.layers.base import BuildContext
 from headrace.models.registry import build_model
 from headrace.ops.batch import Batch, GroupBatch
+from headrace.ops.blocks import block_layout
 from headrace.ops.table import select_ops
 from headrace.runner.scheme import scheme_for
 from headrace.weights.checkpoint import open_checkpoint
@@ -69,8 +70,8 @@ class TextModel:
         self._columns = -(-n_tokens // BLOCK_TOKENS)
         views = []
         for group in self._groups:
-            numbers = BLOCK_TOKENS * group.spec.bytes_per_token // mode.dtype.itemsize
-            views.append(torch.zeros(1 + self._columns, len(group.layers), numbers, dtype=mode.dtype))
+            numbers, dtype = block_layout(group.spec, mode.dtype)
+            views.append(torch.zeros(1 + self._columns, len(group.layers), numbers, dtype=dtype))
         self._model.bind_cache([group.layers for group in self._groups], views)
 
     def logprobs(self, tokens: Sequence[int]) -> Iterator[torch.Tensor]:
@@ -92,5 +93,5 @@ class TextModel:
             groups=tuple(GroupBatch(table.clone(), places) for _ in self._groups),
         )
         for index, group in enumerate(self._groups):
-            batch.groups[index].metadata = self._ops.attention.plan(batch, index, group.spec)
+            batch.groups[index].metadata = self._ops.plan(batch, index, group.spec)
         return batch
