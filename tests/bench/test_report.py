@@ -47,6 +47,13 @@ def test_the_roofline_counts_weights_once_and_the_cache_for_each() -> None:
     assert roofline.tokens_per_second(4, 25) == pytest.approx(4 * 1000 / 600)
 
 
+def test_the_roofline_counts_experts_that_somebody_is_sent_to() -> None:
+    roofline = Roofline(bandwidth=1000.0, weights=400, kv_bytes_per_token=0.0, experts=320, expert_share=0.25)
+    assert roofline.step_bytes(1, 10) == 400 - 320 + 80
+    # Of every 16 experts 4 are met by the first, and 3 of the other 12 by the second.
+    assert roofline.step_bytes(2, 10) == 400 - 320 + 140
+
+
 def test_random_prompts_repeat_with_their_seed_and_share_no_prefix() -> None:
     prompts = random_prompts(20, 16, 1000, seed=1)
     assert prompts == random_prompts(20, 16, 1000, seed=1)

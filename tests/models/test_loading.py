@@ -203,3 +203,11 @@ def test_a_read_that_fails_ends_the_load(threads):
     with pytest.raises(CheckpointError, match="the disk is gone"):
         model.load(checkpoint, threads=threads)
     assert not any(name.endswith("layers.0.self_attn.v_proj.weight") for name in read)
+
+
+def test_experts_are_counted_by_what_a_row_needs():
+    assert build().expert_bytes() == (0, 0.0)
+    config = least("MixtralForCausalLM", num_local_experts=8, num_experts_per_tok=2)
+    model = build_model(config, BuildContext(ops=select_ops("cpu", torch.float32, "reference")))
+    one = 3 * config["intermediate_size"] * config["hidden_size"] * 4
+    assert model.expert_bytes() == (config["num_hidden_layers"] * 8 * one, 0.25)

@@ -93,7 +93,8 @@ def _run(model: str, plan: Plan, engine: dict[str, Any], *, as_json: bool) -> No
         run_load(llm, warm_up, params, concurrency=1, clock=clock, on_done=lambda _: None)
         timings = _measured(llm, prompts, params, plan.concurrency, clock)
         weights, kv_cache = (dict(llm.memory_report)[name] for name in ("weights", "KV cache"))
-        roofline = Roofline(bandwidth, weights, kv_cache / config["kv_cache_tokens"])
+        experts = config["expert_bytes"], config["expert_share"]
+        roofline = Roofline(bandwidth, weights, kv_cache / config["kv_cache_tokens"], *experts)
     report = summarise(timings, plan.concurrency)
     if as_json:
         console.print_json(_document(model, config, machine, report, roofline))
@@ -162,10 +163,11 @@ def _print(report: Report, roofline: Roofline) -> None:
     sequences, context = _running(report), _mean_context(report)
     limit = roofline.tokens_per_second(sequences, context)
     reached = report.decode_rate * sequences / limit
+    weights = roofline.weight_bytes(sequences)
     table.add_row("roofline", f"{limit:.0f} tokens/s", f"{reached:.0%} reached while decoding")
     out.print(table)
     console.note(
-        f"roofline: {sequences} tokens a step, each step reads {console.size(roofline.weights)} of weights and"
-        f" {console.size(int(roofline.step_bytes(sequences, context) - roofline.weights))} of KV cache"
+        f"roofline: {sequences} tokens a step, each step reads {console.size(int(weights))} of weights and"
+        f" {console.size(int(roofline.step_bytes(sequences, context) - weights))} of KV cache"
         f" (context {context:.0f}), at {roofline.bandwidth / 1e9:.1f} GB/s measured here"
     )

@@ -38,6 +38,7 @@ class SoftmaxRouter(Layer):
         self.logits = _Logits(ctx, name, hidden_size, n_experts, bias=bias)
         self._choose = ctx.ops.softmax_top_k
         self._k, self._normalised = k, normalised
+        self.share = k / n_experts
 
     def __call__(self, x: torch.Tensor) -> Routing:
         """[T, hidden] -> the experts of each row."""
@@ -84,6 +85,7 @@ class SigmoidRouter(Layer):
         )
         self._choose = ctx.ops.sigmoid_top_k
         self._choice = choice
+        self.share = choice.k / n_experts
 
     def __call__(self, x: torch.Tensor) -> Routing:
         """[T, hidden] -> the experts of each row."""
@@ -207,13 +209,18 @@ class Experts(Layer):
 class MixtureOfExperts(Layer):
     """The weighted sum of the experts that a row is sent to."""
 
-    def __init__(self, router: Layer, experts: Experts) -> None:
+    def __init__(self, router: SoftmaxRouter | SigmoidRouter, experts: Experts) -> None:
         self.router = router
         self.experts = experts
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]."""
         return self.experts(x, self.router(x))
+
+    @property
+    def share(self) -> float:
+        """Of the experts, those that one row is sent to."""
+        return self.router.share
 
 
 class WithSharedExpert(Layer):

@@ -13,6 +13,7 @@ from headrace.core.errors import EngineError
 from headrace.core.pooling import PoolingSpec
 from headrace.layers.base import CachedLayer, Layer, Parameter, Weight
 from headrace.layers.embedding import LMHead
+from headrace.layers.moe import MixtureOfExperts
 from headrace.layers.recurrent import RecurrentMixer
 from headrace.ops.batch import Batch
 from headrace.weights.checkpoint import Checkpoint
@@ -60,6 +61,10 @@ class Model(Protocol):
             CheckpointError: a tensor is missing, has another shape or a dtype that is not a float, or is one that no
                 layer asked for. Names file and tensor. Nothing is allocated before all names and shapes are right.
         """
+        ...
+
+    def expert_bytes(self) -> tuple[int, float]:
+        """Bytes of all experts, and the share of them that one row is sent to; nothing without experts."""
         ...
 
     def weight_formats(self) -> dict[str, int]:
@@ -158,6 +163,12 @@ class Decoder(Layer):
         parameters: list[Parameter] = list(self.parameters())
         plan = plan_loading(parameters, checkpoint, self._ignored, self._ignored_below)
         fill_parameters(plan, parameters, checkpoint, progress, threads)
+
+    def expert_bytes(self) -> tuple[int, float]:
+        layers = [layer for layer in self.sublayers() if isinstance(layer, MixtureOfExperts)]
+        sizes = [sum(parameter.nbytes for parameter in layer.experts.parameters()) for layer in layers]
+        read = sum(size * layer.share for size, layer in zip(sizes, layers, strict=True))
+        return sum(sizes), read / sum(sizes) if layers else 0.0
 
     def weight_formats(self) -> dict[str, int]:
         counts: Counter[str] = Counter()

@@ -97,10 +97,13 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         arena=layout,
         pooling=model.pooling,
     )
+    expert_bytes, expert_share = model.expert_bytes()
     effective = {
         "dtype": str(dtype).removeprefix("torch."),
         "kv_cache_dtype": str(kv_dtype).removeprefix("torch."),
         "weight_formats": model.weight_formats(),
+        "expert_bytes": expert_bytes,
+        "expert_share": expert_share,
         "max_seq_len": max_seq_len,
         "vocab_size": model.vocab_size,
         "num_threads": threads,
