@@ -19,8 +19,8 @@ void bind_norm(nb::module_& m) {
     m.def(
         "layer_norm",
         [](uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t y, int dtype, int64_t n_rows, int64_t size,
-           int64_t x_stride, float eps) {
-            submit(LayerNorm{pointer(x), pointer(weight), pointer(bias), pointer(y), size, x_stride, eps}, n_rows,
+           int64_t x_stride, float eps, float plus) {
+            submit(LayerNorm{pointer(x), pointer(weight), pointer(bias), pointer(y), size, x_stride, eps, plus}, n_rows,
                    Dtype(dtype));
         },
         nb::call_guard<nb::gil_scoped_release>());

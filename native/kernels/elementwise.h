@@ -31,6 +31,21 @@ static inline Vec clamped_glu(Vec gate, Vec up, Vec limit) {
     return (up + one) * (gate / (one + exp(gate * Vec::all(-1.702f))));
 }
 
+// x * (1 + erf(x / sqrt(2))) / 2 = max(x, 0) - |x| h with h = erfc(|x| / sqrt(2)) / 2. The approximation of erfc is
+// Chebyshev's, within 1.2e-7 of its value everywhere (Press et al., Numerical Recipes, 6.2).
+static inline Vec gelu(Vec x) {
+    constexpr float c[] = {0.17087277f,  -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f,
+                           -0.18628806f, 0.09678418f,  0.37409196f, 1.00002368f,  -1.26551223f};
+    // Beyond 40 h is zero, and infinity times zero is not a number.
+    const Vec size = Vec::min(Vec::max(x, Vec::zero() - x), Vec::all(40.0f));
+    const Vec z = size * Vec::all(0.70710678118654752f);
+    const Vec t = Vec::all(1.0f) / Vec::fma(z, Vec::all(0.5f), Vec::all(1.0f));
+    Vec p = Vec::all(c[0]);
+    for (int i = 1; i < 10; ++i) p = Vec::fma(p, t, Vec::all(c[i]));
+    const Vec h = t * exp(Vec::fma(Vec::zero() - z, z, p)) * Vec::all(0.5f);
+    return Vec::fma(Vec::zero() - size, h, Vec::max(Vec::zero(), x));
+}
+
 template <Elementwise kind, class T>
 inline __attribute__((always_inline)) Vec element(const ElementwiseRows& job, const T* x, const T* other, int n) {
     const Vec value = Vec::load(x, n);
@@ -40,6 +55,7 @@ inline __attribute__((always_inline)) Vec element(const ElementwiseRows& job, co
         const Vec positive = Vec::max(Vec::zero(), value);
         return positive * positive;
     }
+    if constexpr (kind == Elementwise::gelu) return gelu(value);
     if constexpr (kind == Elementwise::soft_cap) return tanh(value / Vec::all(job.c)) * Vec::all(job.c);
     if constexpr (kind == Elementwise::add) return value + Vec::load(other, n);
     if constexpr (kind == Elementwise::clamped_glu) return clamped_glu(value, Vec::load(x + job.size, n), Vec::all(job.c));

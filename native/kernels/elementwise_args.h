@@ -13,7 +13,8 @@ enum class Elementwise : int {
     add = 4,            // y = x + other
     scale = 5,          // y = x * c, c rounded to the dtype of x
     clamped_glu = 6,    // y = (u + 1) g sigmoid(1.702 g), g = min(x[:n], c), u = x[n:] between -c and c (GPT-OSS)
-    count = 7,
+    gelu = 7,           // y = gelu(x)
+    count = 8,
 };
 
 // Row by row, in fp32, rounded once.

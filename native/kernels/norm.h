@@ -63,7 +63,7 @@ void layer_norm(const LayerNorm& job, int64_t first_row, int64_t last_row) {
         const Vec scale = Vec::all(1.0f / std::sqrt(total / float(job.size) + job.eps));
         by_vector(job.size, [&](int64_t i, int n) {
             const Vec normed = (Vec::load(x + i, n) - Vec::all(mean)) * scale;
-            const Vec factor = Vec::load(weight + i, n) + Vec::all(1.0f);
+            const Vec factor = Vec::load(weight + i, n) + Vec::all(job.plus);
             Vec::fma(normed, factor, Vec::load(bias + i, n)).store(y + i, n);
         });
     }

@@ -18,7 +18,7 @@ struct RmsNorm {
     bool plus_one;       // factor 1 + weight in fp32 before rounding; else the normed value is rounded first
 };
 
-// y = (x - mean) / sqrt(var + eps) * (1 + weight) + bias, row by row.
+// y = (x - mean) / sqrt(var + eps) * (plus + weight) + bias, row by row; plus is 0 or 1.
 struct LayerNorm {
     const void* x;
     const void* weight;
@@ -27,6 +27,7 @@ struct LayerNorm {
     int64_t size;
     int64_t x_stride;
     float eps;
+    float plus;
 };
 
 }  // namespace headrace

@@ -18,6 +18,7 @@ from headrace.core.sampling_params import SamplingParams
 from headrace.runner import openmp  # noqa: F401  before torch
 
 if TYPE_CHECKING:
+    from headrace.engine.front import Front
     from headrace.engine.results import EncodeOutput, RequestOutput
     from headrace.tokenizer.tokenizer import Tokenizer
 
@@ -113,17 +114,18 @@ class LLM:
     ) -> EncodeOutput | list[EncodeOutput]:
         """What the model gives for each prompt, without generating: ``output.data`` is a float32 array.
 
-        Any decoder gives an embedding; a model with labels or rewards gives those (``effective_config["pooling"]`` says
+        A prompt may also be two texts that the model reads together: ``{"prompt": ..., "text_pair": ...}``. Any decoder
+        gives an embedding; a model with labels or rewards gives those (``effective_config["pooling"]`` says
         which). Arguments and errors are those of ``generate``.
         """
         single = _is_single(inputs)
-        prompts = [inputs] if single else list(inputs)
+        prompts: list[Any] = [inputs] if single else list(inputs)
         count = len(prompts)
         params = _each("pooling_params", pooling_params or PoolingParams(), PoolingParams, count)
         salts = _each("cache_salt", cache_salt, (str, type(None)), count)
         priorities = _each("priority", priority, (int, float), count)
         front = self._engine.front
-        prepared = [front.prepare_encode(_prompt(prompt), one) for prompt, one in zip(prompts, params, strict=True)]
+        prepared = [_prepare_encode(front, prompt, one) for prompt, one in zip(prompts, params, strict=True)]
         starts = [
             partial(front.encode, *request, priority=rank, timeout=timeout, cache_salt=salt)
             for request, salt, rank in zip(prepared, salts, priorities, strict=True)
@@ -142,7 +144,7 @@ class LLM:
     ) -> EncodeOutput:
         """Starts one ``encode`` and returns at once. The output can be awaited, or waited for (``result()``)."""
         front = self._engine.front
-        request = front.prepare_encode(_prompt(inputs), pooling_params or PoolingParams())
+        request = _prepare_encode(front, inputs, pooling_params or PoolingParams())
         return front.encode(*request, priority=priority, timeout=timeout, cache_salt=cache_salt)
 
     # Looking in.
@@ -216,6 +218,17 @@ def _prompt(prompt: Any) -> str | Sequence[int]:
     if len(prompt) != 1:
         raise RequestError(f"give exactly one of {_PROMPT_KEYS}, not {sorted(prompt)}", param="inputs")
     return next(iter(prompt.values()))
+
+
+def _prepare_encode(front: Front, prompt: Prompt, params: PoolingParams) -> Any:
+    """What ``front.encode`` takes for a prompt, or for a pair of texts."""
+    if isinstance(prompt, Mapping) and "text_pair" in prompt:
+        second = prompt["text_pair"]
+        if not isinstance(second, str):
+            raise RequestError(f"text_pair is a text, not {type(second).__name__}", param="text_pair")
+        first = _prompt({key: value for key, value in prompt.items() if key != "text_pair"})
+        return front.prepare_encode(first, params, second)
+    return front.prepare_encode(_prompt(prompt), params)
 
 
 def _each(name: str, value: Any, kind: Any, count: int) -> list[Any]:

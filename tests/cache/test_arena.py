@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.cache.arena import arena_for_tokens, plan_arena
+from headrace.cache.arena import NO_ARENA, arena_for_tokens, plan_arena
 from headrace.cache.groups import group_layers
 from headrace.cache.specs import ChunkedKV, FullKV, SlidingKV, blocks_of
 from headrace.core.errors import ConfigError
@@ -65,8 +65,8 @@ def test_equal_specs_share_a_group() -> None:
     groups = group_layers([SLIDING, SLIDING, FULL, SLIDING, FULL])
     assert [group.layers for group in groups] == [(0, 1, 3), (2, 4)]
     assert [group.block_bytes for group in groups] == [3 * 32 * 128, 2 * 32 * 128]
-    with pytest.raises(ConfigError, match="no cache specs"):
-        group_layers([])
+    assert group_layers([]) == ()
+    assert arena_for_tokens((), 100) == NO_ARENA
 
 
 def test_sectors_hold_whole_blocks_of_every_group() -> None:

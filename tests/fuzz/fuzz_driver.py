@@ -24,6 +24,8 @@ LAYERS = (
     lambda window: (state(1000), state(1000), full()),
     lambda window: (sliding(window), state(), full()),
     lambda window: (state(),),
+    # An encoder keeps no past.
+    lambda window: (),
 )
 CAPACITY = ("MAX_UTILIZATION",) * 4 + ("GUARANTEED_NO_EVICT", "STATIC_BATCH")
 CHUNKING = ("FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS")

@@ -57,6 +57,9 @@ def pairs(size: int, heads: int, dtype: torch.dtype, rng: torch.Generator) -> di
             lambda x: ref_norm.rms_norm_plus_one(x, w, 1e-5),
             (heads, size),
         ),
+        "layer_norm": Pair(
+            lambda x: norm.layer_norm(x, w, b, 1e-5), lambda x: ref_norm.layer_norm(x, w, b, 1e-5), (size,)
+        ),
         "layer_norm_plus_one": Pair(
             lambda x: norm.layer_norm_plus_one(x, w, b, 1e-5),
             lambda x: ref_norm.layer_norm_plus_one(x, w, b, 1e-5),
@@ -70,6 +73,8 @@ def pairs(size: int, heads: int, dtype: torch.dtype, rng: torch.Generator) -> di
             lambda x: ref_activation.clamped_glu(x.double(), 0.8).to(dtype),
             (2 * size,),
         ),
+        # Relative to x, not to the result, which is nothing for x far below zero.
+        "gelu": Pair(elementwise.gelu, exactly(ref_activation.gelu, dtype), (size,)),
         "relu_squared": Pair(elementwise.relu_squared, ref_activation.relu_squared, (size,)),
         "soft_cap": Pair(
             lambda x: elementwise.soft_cap(x, 3.0), lambda x: ref_activation.soft_cap(x.float(), 3.0).to(dtype), (size,)
@@ -111,6 +116,8 @@ def test_extreme_values_stay_what_they_are() -> None:
     gate = torch.cat((x, torch.ones_like(x)), 1)
     torch.testing.assert_close(elementwise.silu_mul(gate), ref_activation.silu_mul(gate.clone()), equal_nan=True)
     torch.testing.assert_close(elementwise.soft_cap(x, 30.0), ref_activation.soft_cap(x, 30.0), equal_nan=True)
+    assert elementwise.gelu(x).isnan().tolist() == x.isnan().tolist()
+    assert elementwise.gelu(x[:, :2]).tolist() == [[torch.inf, 0.0]]
     torch.testing.assert_close(elementwise.relu_squared(x), ref_activation.relu_squared(x), equal_nan=True)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from headrace.ops.reference.activation import (
     clamped_glu,
+    gelu,
     gelu_tanh_mul,
     position_scale,
     relu_squared,
@@ -16,7 +17,7 @@ from headrace.ops.reference.activation import (
     soft_cap,
 )
 from headrace.ops.reference.linear import LINEAR
-from headrace.ops.reference.norm import layer_norm_plus_one, rms_norm, rms_norm_plus_one
+from headrace.ops.reference.norm import layer_norm, layer_norm_plus_one, rms_norm, rms_norm_plus_one
 from headrace.ops.reference.rope import rope, rope_angles
 
 
@@ -38,6 +39,13 @@ def test_norms(shape):
     x, w = noise(*shape) * 1e-2, noise(*shape[1:], seed=1)
     close(rms_norm(x, w, 1e-3), normed(x, 1e-3) * w.double())
     close(rms_norm_plus_one(x, w, 1e-3), normed(x, 1e-3) * (1 + w.double()))
+
+
+def test_layer_norm_and_gelu():
+    x, w, b = torch.randn(5, 24), torch.randn(24), torch.randn(24)
+    centred = x.double() - x.double().mean(-1, keepdim=True)
+    close(layer_norm(x, w, b, 1e-3), normed(centred, 1e-3) * w.double() + b.double(), 2e-5)
+    close(gelu(x), x.double() * (1 + torch.erf(x.double() / 2**0.5)) / 2, 1e-6)
 
 
 def test_layer_norm_plus_one():

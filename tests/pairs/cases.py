@@ -33,8 +33,8 @@ QUANTISED = {
 }
 """Weights in blocks: a variant and what its engine is built with, the plain run's too."""
 
-ENCODE_ONLY = ("classification", "reward")
-"""Modules of architectures that do not generate: ``parity/test_pooling.py`` has them."""
+ENCODE_ONLY = ("bert", "classification", "reward")
+"""Modules of architectures that do not generate: ``parity/test_pooling.py`` and ``test_bert.py`` have them."""
 
 NAMES = tuple(row.name for row in FEATURES)
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from serving_rig import CONFIG, NAME, TEMPLATE, VOCAB, Running, served, served_apart
 
-from headrace import PoolingParams
+from headrace import KvCacheConfig, PoolingParams
+from parity.test_bert import make as make_bert
 from tiny_text import write_tokenizer
 
 TEXTS = ["the river runs", "a mill", "the river ran"]
@@ -190,6 +191,26 @@ def test_a_model_that_does_not_generate_says_what_it_does(sorter: Running, judge
 
 
 USER = {"role": "user", "content": "a"}
+
+
+def test_an_encoder_reads_both_texts(tmp_path: Path) -> None:
+    """Two kinds of token meet in one batch, and in another process."""
+    make_bert(tmp_path, n_labels=1)
+    texts = ["de", "abc", "f g h", "d"]
+    with served_apart(tmp_path, load_format="auto", kv_cache_config=KvCacheConfig()) as apart:
+        got = apart.post("/v1/rerank", {"query": "ab c", "documents": texts}).json()["results"]
+        alone = [
+            apart.post("/v1/score", {"text_1": "ab c", "text_2": text}).json()["data"][0]["score"] for text in texts
+        ]
+        assert {one["index"]: one["relevance_score"] for one in got} == dict(enumerate(alone))
+        assert [one["relevance_score"] for one in got] == sorted(alone, reverse=True)
+        assert len(set(alone)) == len(texts)
+        label = apart.post("/v1/classify", {"input": "ab c"}).json()["data"][0]
+        assert label["label"] == "LABEL_0"
+        assert label["probs"] != alone[:1]
+        error = error_of(apart.post("/v1/classify", {"input": "a " * 250}))
+        assert error["param"] == "input"
+        apart.idle()
 
 
 def test_an_engine_process_gives_the_same_bytes(tiny: Running, folder: Path) -> None:

@@ -55,6 +55,10 @@ class ArenaLayout:
         return self.n_sectors * self.groups[group].blocks_per_sector
 
 
+NO_ARENA = ArenaLayout(_ALIGNMENT, 1, ())
+"""For a model that keeps no past: the null sector."""
+
+
 def plan_arena(groups: Sequence[CacheGroup], budget_bytes: int) -> ArenaLayout:
     """The largest arena within ``budget_bytes``. Raises ``ConfigError`` if none fits beside the null sector."""
     layout = _cut_sector(groups)
@@ -69,6 +73,8 @@ def plan_arena(groups: Sequence[CacheGroup], budget_bytes: int) -> ArenaLayout:
 
 def arena_for_tokens(groups: Sequence[CacheGroup], n_tokens: int) -> ArenaLayout:
     """The arena that holds ``n_tokens`` tokens in every group, and the null sector."""
+    if not groups:
+        return NO_ARENA
     if n_tokens < 1:
         raise ConfigError(f"a KV cache of {n_tokens} tokens; KvCacheConfig.max_tokens must be at least 1")
     layout = _cut_sector(groups)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headrace.core.errors import ConfigError
-
 from .specs import CacheSpec
 
 
@@ -25,9 +23,7 @@ class CacheGroup:
 
 
 def group_layers(specs: Sequence[CacheSpec]) -> tuple[CacheGroup, ...]:
-    """Groups in the order in which their specs first appear. Raises ``ConfigError`` for a model without layers."""
-    if not specs:
-        raise ConfigError("no cache specs: a model declares one for each layer that keeps a past")
+    """Groups in the order in which their specs first appear; none for a model that keeps no past."""
     layers: dict[CacheSpec, list[int]] = {}
     for layer, spec in enumerate(specs):
         layers.setdefault(spec, []).append(layer)

@@ -54,7 +54,9 @@ class CacheManager:
         self._partial_reuse = options.partial_reuse and all(spec.resumes_inside for spec in self._specs)
         self.pool = BlockPool(layout)
         self.index = (
-            PrefixIndex(groups, self.pool, self._partial_reuse) if options.block_reuse else NoIndex(self._n_groups)
+            PrefixIndex(groups, self.pool, self._partial_reuse)
+            if options.block_reuse and groups
+            else NoIndex(self._n_groups)
         )
         self._leases: set[BlockLease] = set()
         self.n_given_back = 0

@@ -58,6 +58,8 @@ def _model_facts(name: str) -> dict[str, Any]:
         "positions": built.max_positions,
         "vocabulary": built.vocab_size,
         "layers": dict(Counter(_kind(spec) for spec in built.cache_specs())),
+        "gives": f"text and {built.pooling.gives}" if built.pooling.generates else built.pooling.gives,
+        "generates": built.pooling.generates,
     }
 
 
@@ -72,7 +74,9 @@ def _kind(spec: Any) -> str:
 def _facts_table(facts: dict[str, Any]) -> Any:
     table = console.table("", "")
     table.show_header = False
-    table.add_row("architecture", f"{facts['architecture']}, supported; every feature below works with it")
+    works = "every feature below works with it" if facts["generates"] else "it is encoded only: see docs/pooling.md"
+    table.add_row("architecture", f"{facts['architecture']}, supported; {works}")
+    table.add_row("gives", facts["gives"])
     table.add_row("parameters", f"{facts['parameters'] / 1e6:,.0f} million")
     table.add_row("positions", f"{facts['positions']:,}")
     for spec, count in facts["layers"].items():

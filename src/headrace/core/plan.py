@@ -103,6 +103,8 @@ class SlotInit:
     """What is taken from the prompt's rows; None: it is continued."""
     request_id: int = -1
     """The request's, as its user knows it; -1 where nobody asks."""
+    second_from: int | None = None
+    """Where the second of two texts begins; None: there is one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,8 @@ def resolve_pooling(
     if kind not in spec.pooling_types:
         allowed = ", ".join(spec.pooling_types)
         raise _no("pooling_type", kind, f"this model gives {spec.gives}; its pooling_type is one of {allowed}")
+    if params.truncate_prompt_tokens is not None and spec.pooling_types == ("cls",):
+        raise _no("truncate_prompt_tokens", params.truncate_prompt_tokens, "it would cut the token that counts")
     is_embedding = spec.gives == "embedding"
     for name in ("normalize", "dimensions") if not is_embedding else ("use_activation",):
         value = getattr(params, name)

@@ -30,6 +30,8 @@ class Request:
     """Clock reading at which the request ends with TIMEOUT."""
     cache_salt: str | None = None
     """Prefixes are shared only among requests of equal salt."""
+    second_from: int | None = None
+    """Where the second of two texts begins in the prompt; None: there is one."""
     pooling: Pooling | None = None
     """The prompt is encoded, not continued: nothing is sampled, and ``n`` is 1."""
 

@@ -89,17 +89,29 @@ class Front:
         return text, ids
 
     def prepare_encode(
-        self, prompt: str | Sequence[int], params: PoolingParams
-    ) -> tuple[str | None, tuple[int, ...], Pooling]:
-        """As ``prepare``, for a prompt that is encoded, and what is to be taken from its rows."""
-        spec = self._limits.pooling
-        ids = self._ids_of(prompt, params, self._limits.max_seq_len)
+        self, prompt: str | Sequence[int], params: PoolingParams, second: str | None = None
+    ) -> tuple[str | None, tuple[int, ...], Pooling, int | None]:
+        """As ``prepare``, for a prompt that is encoded: and what is to be taken from its rows, and where the second
+        text begins in it, if one is given."""
+        spec, begins = self._limits.pooling, None
+        ids: Sequence[int] | str = prompt
+        if second is not None:
+            ids, begins = self._pair(prompt, second, params)
+        ids = self._ids_of(ids, params, self._limits.max_seq_len)
         tag = None if self._tokenizer is None or spec.step_tag is None else self._tokenizer.token_to_id(spec.step_tag)
-        return prompt if isinstance(prompt, str) else None, ids, resolve_pooling(params, spec, tag, ids)
+        return prompt if isinstance(prompt, str) else None, ids, resolve_pooling(params, spec, tag, ids), begins
 
-    def encode(self, text: str | None, token_ids: tuple[int, ...], pooling: Pooling, **options: Any) -> EncodeOutput:
+    def encode(
+        self,
+        text: str | None,
+        token_ids: tuple[int, ...],
+        pooling: Pooling,
+        second_from: int | None = None,
+        **options: Any,
+    ) -> EncodeOutput:
         """As ``submit``, for a prompt that is encoded. ``options``: those of ``submit``."""
-        output = self.submit(text, token_ids, _NOTHING_SAMPLED, pooling=pooling, **options)
+        options |= {"pooling": pooling, "second_from": second_from}
+        output = self.submit(text, token_ids, _NOTHING_SAMPLED, **options)
         assert isinstance(output, EncodeOutput)
         return output
 
@@ -114,6 +126,7 @@ class Front:
         timeout: float | None = None,
         cache_salt: str | None = None,
         pooling: Pooling | None = None,
+        second_from: int | None = None,
     ) -> RequestOutput:
         """Hands a prepared prompt to the engine. Raises ``RequestError`` or ``EngineDeadError``."""
         if not 0.0 <= priority <= 1.0:
@@ -130,6 +143,7 @@ class Front:
             deadline=None if timeout is None else now + timeout,
             cache_salt=cache_salt,
             pooling=pooling,
+            second_from=second_from,
         )
         mailbox = Mailbox()
         live = _Live(
@@ -227,6 +241,15 @@ class Front:
             return NoText()
         kind = StoppedText if request.sampling.stop else DecodedText
         return kind(request, self._tokenizer)
+
+    def _pair(self, first: str | Sequence[int], second: str, params: PoolingParams) -> tuple[list[int], int]:
+        """Token ids of two texts that are read together, and where the second begins."""
+        if params.truncate_prompt_tokens is not None:
+            message = "truncate_prompt_tokens cuts one text, and two are given; shorten them"
+            raise RequestError(message, param="truncate_prompt_tokens")
+        if self._tokenizer is None or not isinstance(first, str):
+            raise RequestError("a pair is two texts, and takes a tokenizer", param="text_pair")
+        return self._tokenizer.encode_pair(first, second, params.add_special_tokens)
 
     def _ids_of(
         self, prompt: str | Sequence[int], params: SamplingParams | PoolingParams, most: int

@@ -29,7 +29,9 @@ def launch_engine(args: LlmArgs, heartbeat_limit: float, command: Sequence[str] 
     phases = Phases(clock)
     check_features(args)
     path = find_model(args, phases)
-    settings = args.model_dump(mode="json", exclude={"tokenizer", "tokenizer_revision", "revision"})
+    # Only what was set: the engine tells a setting from a default.
+    given = args.model_fields_set - {"tokenizer", "tokenizer_revision", "revision"}
+    settings = args.model_dump(mode="json", include=given)
     backend = RemoteBackend.spawn(settings | {"model": str(path)}, clock, heartbeat_limit, command)
     try:
         # While the other process imports torch.

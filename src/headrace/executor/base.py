@@ -24,6 +24,8 @@ class Capacity:
     groups: tuple[CacheGroup, ...]
     arena: ArenaLayout
     """Sectors and blocks, the null sector included."""
+    reads_whole_prompts: bool = False
+    """The model computes a prompt in one step or not at all."""
     pooling: PoolingSpec = field(default_factory=PoolingSpec)
     """What the model gives for a pooled row."""
 

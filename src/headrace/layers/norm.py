@@ -20,6 +20,20 @@ class RMSNorm(Layer):
         return self._norm(x, self.weight.data, self._eps)
 
 
+class LayerNorm(Layer):
+    """Layer norm with a bias over the last dimension."""
+
+    def __init__(self, ctx: BuildContext, name: str, size: int, eps: float) -> None:
+        self._norm = ctx.ops.layer_norm
+        self._eps = eps
+        self.weight = Parameter(ctx, (size,), stacked((f"{name}.weight",), (size,)))
+        self.bias = Parameter(ctx, (size,), stacked((f"{name}.bias",), (size,)))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., size] -> the same."""
+        return self._norm(x, self.weight.data, self.bias.data, self._eps)
+
+
 class LayerNormPlusOne(Layer):
     """Layer norm with a bias over the last dimension; the factor is 1 + weight (Nemotron)."""
 

@@ -35,3 +35,20 @@ class TwoLayerScores(Layer):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[R, hidden] -> [R, n_out] fp32."""
         return self.outer(torch.relu(self.inner(x)).to(x.dtype))
+
+
+class PooledScores(Layer):
+    """tanh(dense x), then ``Scores``; both with biases (BERT).
+
+    Args:
+        dense, scores: paths of the checkpoint's modules.
+    """
+
+    def __init__(self, ctx: BuildContext, dense: str, scores: str, hidden_size: int, n_out: int) -> None:
+        self._soft_cap = ctx.ops.soft_cap
+        self.dense = Scores(ctx, dense, hidden_size, hidden_size, bias=True)
+        self.scores = Scores(ctx, scores, hidden_size, n_out, bias=True)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[R, hidden] -> [R, n_out] fp32."""
+        return self.scores(self._soft_cap(self.dense(x), 1.0).to(x.dtype))

@@ -29,6 +29,8 @@ class Model(Protocol):
     """
 
     vocab_size: int
+    reads_whole_prompts: bool
+    """Rows see rows after them: a prompt is computed in one step, and not continued."""
     pooling: PoolingSpec
     """What ``pooled`` gives, and whether there are logits."""
     max_positions: int
@@ -115,6 +117,7 @@ class Model(Protocol):
 class Decoder(Layer):
     """What every decoder does alike. A model file composes its layers, names them here and says what forward does."""
 
+    reads_whole_prompts = False
     head: LMHead
     score: Layer | None = None
     """What a pooled row goes through, in a model that does not generate."""
@@ -135,7 +138,7 @@ class Decoder(Layer):
     def end_with(self, score: Layer, pooling: PoolingSpec) -> Self:
         """Puts a head for pooled rows, [R, hidden] -> [R, pooling.width] fp32, in the place of the one over the
         vocabulary. For the build, before loading."""
-        del self.head
+        vars(self).pop("head", None)
         self.score = score
         self._pooling = pooling
         self._ignored = (*self._ignored, "lm_head.weight")

@@ -31,6 +31,7 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3MoeForCausalLM": "qwen3_moe",
     # What is only encoded.
+    "BertForSequenceClassification": "bert",
     "Exaone4ForSequenceClassification": "classification",
     "Gemma3TextForSequenceClassification": "classification",
     "LlamaForSequenceClassification": "classification",

@@ -45,6 +45,9 @@ class Batch:
     """One for each cache group, in the order of the model's groups.   by: runner"""
     draft_counts: torch.Tensor | None = None
     """[S] int64 on the host: how many of each sequence's last rows are drafts; None: no draft at all.   by: runner"""
+    second_from: torch.Tensor | None = None
+    """[S] int64: position at which the second of two texts begins, beyond the end where there is one. None: no
+    sequence has two.   by: runner"""
 
     @property
     def n_rows(self) -> int:

@@ -56,12 +56,14 @@ class Ops:
     """Makes linear operators for weights in blocks."""
     rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     rms_norm_plus_one: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+    layer_norm: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
     layer_norm_plus_one: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
     rope_angles: Callable[[torch.Tensor, torch.Tensor, float], Any]
     """What it returns is opaque to layers: only the ``rope`` of the same implementation reads it."""
     rope: Callable[[torch.Tensor, Any], torch.Tensor]
     silu_mul: Callable[[torch.Tensor], torch.Tensor]
     gelu_tanh_mul: Callable[[torch.Tensor], torch.Tensor]
+    gelu: Callable[[torch.Tensor], torch.Tensor]
     relu_squared: Callable[[torch.Tensor], torch.Tensor]
     clamped_glu: Callable[[torch.Tensor, float], torch.Tensor]
     soft_cap: Callable[[torch.Tensor, float], torch.Tensor]
@@ -100,11 +102,13 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "block_linear": (_native("block_linear", "make"), _reference("block_linear", "make")),
     "rms_norm": (_native("norm", "rms_norm"), _reference("norm", "rms_norm")),
     "rms_norm_plus_one": (_native("norm", "rms_norm_plus_one"), _reference("norm", "rms_norm_plus_one")),
+    "layer_norm": (_native("norm", "layer_norm"), _reference("norm", "layer_norm")),
     "layer_norm_plus_one": (_native("norm", "layer_norm_plus_one"), _reference("norm", "layer_norm_plus_one")),
     "rope_angles": (_native("rope", "rope_angles"), _reference("rope", "rope_angles")),
     "rope": (_native("rope", "rope"), _reference("rope", "rope")),
     "silu_mul": (_native("elementwise", "silu_mul"), _reference("activation", "silu_mul")),
     "gelu_tanh_mul": (_native("elementwise", "gelu_tanh_mul"), _reference("activation", "gelu_tanh_mul")),
+    "gelu": (_native("elementwise", "gelu"), _reference("activation", "gelu")),
     "relu_squared": (_native("elementwise", "relu_squared"), _reference("activation", "relu_squared")),
     "clamped_glu": (_native("elementwise", "clamped_glu"), _reference("activation", "clamped_glu")),
     "soft_cap": (_native("elementwise", "soft_cap"), _reference("activation", "soft_cap")),

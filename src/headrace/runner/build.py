@@ -77,6 +77,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         model = build_model(config, ctx)
         max_seq_len = _max_seq_len(args, model)
         groups = group_layers(model.cache_specs())
+        _refuse_past(args, model)
     with phases.time("plan memory"):
         slots = SlotTable(args.max_batch_size, max_seq_len, max_drafts, len(groups), BLOCK_TOKENS)
         layout, memory = _plan_memory(args, model, groups, max_seq_len, slots.nbytes)
@@ -95,6 +96,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         vocab_size=model.vocab_size,
         groups=groups,
         arena=layout,
+        reads_whole_prompts=model.reads_whole_prompts,
         pooling=model.pooling,
     )
     expert_bytes, expert_share = model.expert_bytes()
@@ -117,6 +119,22 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
     states = _states(model, ops, groups, max_drafts)
     runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, Poolers(model), states)
     return Worker(runner, capacity, memory, effective)
+
+
+def _refuse_past(args: LlmArgs, model: Model) -> None:
+    """Raises ``ConfigError`` for a setting that asks something of the past, of a model that has none."""
+    if not model.reads_whole_prompts:
+        return
+    asked = {
+        "enable_chunked_prefill": "enable_chunked_prefill" in args.model_fields_set and args.enable_chunked_prefill,
+        "kv_cache_config.max_tokens": args.kv_cache_config.max_tokens is not None,
+        "speculative_config": args.speculative_config is not None,
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise ConfigError(
+                f"{name}: the model is an encoder, which reads a prompt as a whole and keeps nothing; leave {name} out"
+            )
 
 
 def _operators(device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, threads: int) -> Ops:
@@ -197,6 +215,8 @@ def _plan_memory(
     available = available_bytes()
     wanted = arena_for_tokens(groups, args.kv_cache_config.max_tokens or args.max_batch_size * max_seq_len)
     budget = kv_budget(wanted.nbytes, model.n_bytes, available)
+    if not groups:
+        return wanted, MemoryPlan(model.n_bytes, 0, slot_bytes, available, 0)
     if args.kv_cache_config.max_tokens is None:
         layout = plan_arena(groups, budget)
     elif wanted.nbytes + model.n_bytes > available:

@@ -91,6 +91,7 @@ def gather(resolved: Sequence[ResolvedWork], slots: SlotTable, device: torch.dev
         positions=torch.from_numpy(positions).to(device),
         query_starts=torch.from_numpy(query_starts),
         seq_lens=torch.from_numpy(seq_lens),
+        second_from=torch.from_numpy(slots.second_from[slot_of]),
         groups=tuple(groups),
         draft_counts=torch.tensor([len(item.work.draft_tokens) for item in resolved]),
     )

@@ -13,6 +13,8 @@ import numpy as np
 from headrace.core.errors import EngineError
 from headrace.core.plan import BlockUpdate, SlotInit
 
+_NEVER = np.iinfo(np.int64).max
+
 
 class SlotTable:
     """Histories, lengths, stop flags and block tables of ``n_slots`` slots.
@@ -22,6 +24,7 @@ class SlotTable:
         known     int64: tokens of the history that are decided
         computed  int64: tokens whose keys and values are in the cache
         n_prompt, max_length  int64
+        second_from  int64: where the second of two texts begins
         stopped   bool: no more rows, whatever a plan made earlier says
     ``block_tables[g]`` is [n_slots, max_blocks] int32 for cache group g.
     """
@@ -35,6 +38,7 @@ class SlotTable:
         self.computed = np.zeros(n_slots, np.int64)
         self.n_prompt = np.zeros(n_slots, np.int64)
         self.max_length = np.zeros(n_slots, np.int64)
+        self.second_from = np.full(n_slots, _NEVER, np.int64)
         self.stopped = np.ones(n_slots, bool)
         self.seq_ids = np.full(n_slots, -1, np.int64)
         self.inits: list[SlotInit | None] = [None] * n_slots
@@ -52,6 +56,7 @@ class SlotTable:
         self.computed[slot] = init.computed
         self.n_prompt[slot] = init.n_prompt
         self.max_length[slot] = init.max_length
+        self.second_from[slot] = _NEVER if init.second_from is None else init.second_from
         self.stopped[slot] = False
         self.seq_ids[slot] = init.seq_id
         self.inits[slot] = init

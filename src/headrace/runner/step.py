@@ -50,6 +50,7 @@ class StepRunner:
         self.ops = ops
         self.groups = groups
         self.views = views
+        self._device = views[0].device if views else torch.device("cpu")
         self.slots = slots
         self.graphs = graphs
         self.poolers = poolers
@@ -68,7 +69,7 @@ class StepRunner:
         resolved = resolve(plan.works, self.slots)
         results = [self._idle(work.slot, work.seq_id) for work in plan.works]
         if resolved:
-            batch = gather(resolved, self.slots, self.views[0].device)
+            batch = gather(resolved, self.slots, self._device)
             prompt, sampled = self._compute(resolved, batch, counters)
             for item in resolved:
                 results[item.index] = self._settle(item, prompt.get(item.index, ()), sampled)

@@ -35,9 +35,11 @@ class Admission:
                 param="max_tokens",
             )
         if not self._options.chunked_prefill and n_prompt > self._options.max_num_tokens:
+            why, way_out = "chunked prefill is off", "turn enable_chunked_prefill on, or raise max_num_tokens"
+            if self._options.whole_prompts:
+                why, way_out = "the model reads a prompt as a whole", "raise max_num_tokens"
             raise PromptTooLongError(
-                f"{n_prompt} prompt tokens exceed max_num_tokens={self._options.max_num_tokens}, and chunked prefill"
-                " is off; turn enable_chunked_prefill on, or raise max_num_tokens",
+                f"{n_prompt} prompt tokens exceed max_num_tokens={self._options.max_num_tokens}, and {why}; {way_out}",
                 param="prompt",
             )
         return self._fit_cache(n_prompt, limit if n_new is None else n_prompt + n_new, n_new)

@@ -19,6 +19,8 @@ class SchedulerOptions:
     """Prompt and output of one sequence."""
     chunked_prefill: bool = True
     """False: a prompt is computed in one step, and must fit ``max_num_tokens``."""
+    whole_prompts: bool = False
+    """The model has no other way."""
     capacity_policy: str = "MAX_UTILIZATION"
     chunking_policy: str = "FIRST_COME_FIRST_SERVED"
     max_queue_size: int | None = None

@@ -239,6 +239,7 @@ class Planner:
                 max_length=seq.max_length,
                 pooling=request.pooling,
                 request_id=request.request_id,
+                second_from=request.second_from,
             )
         )
         if seq.cached_tokens is None:

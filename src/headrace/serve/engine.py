@@ -23,6 +23,8 @@ class Prepared:
     token_ids: list[int]
     text: str | None = None
     """As it was given; None when token ids were."""
+    second_from: int | None = None
+    """Where the second of two texts begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +134,15 @@ class FrontedEngine:
 
     async def prepare_pair(self, first: str, second: str) -> Prepared:
         tokenizer = self._tokenizer()
-        ids = await asyncio.to_thread(tokenizer.encode_pair, first, second)
-        return Prepared(ids)
+        ids, begins = await asyncio.to_thread(tokenizer.encode_pair, first, second)
+        return Prepared(ids, second_from=begins)
 
     def submit(self, prepared: Prepared, params: SamplingParams | PoolingParams, terms: Terms) -> RequestOutput:
         front = self._engine.front
         options: dict[str, Any] = {"priority": terms.priority, "timeout": terms.timeout, "cache_salt": terms.cache_salt}
         if isinstance(params, PoolingParams):
-            _, ids, pooling = front.prepare_encode(prepared.token_ids, params)
-            return front.encode(prepared.text, ids, pooling, streaming=True, **options)
+            _, ids, pooling, _ = front.prepare_encode(prepared.token_ids, params)
+            return front.encode(prepared.text, ids, pooling, prepared.second_from, streaming=True, **options)
         _, ids = front.prepare(prepared.token_ids, params)
         return front.submit(prepared.text, ids, params, streaming=True, **options)
 

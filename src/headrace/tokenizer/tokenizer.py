@@ -81,12 +81,15 @@ class Tokenizer:
         except TypeError as error:
             raise RequestError(f"expected a text of valid Unicode, found {text!r:.60}", param="prompt") from error
 
-    def encode_pair(self, first: str, second: str) -> list[int]:
-        """Ids of two texts that are read together, with the special tokens that the model has around and between."""
+    def encode_pair(self, first: str, second: str, add_special_tokens: bool = True) -> tuple[list[int], int]:
+        """Ids of two texts that are read together, with the special tokens that the model has around and between them,
+        and where those of the second begin."""
         try:
-            return self.backend.encode_batch_fast([(first, second)])[0].ids
+            both = self.backend.encode_batch_fast([(first, second)], add_special_tokens=add_special_tokens)[0]
         except TypeError as error:
             raise RequestError("expected two texts of valid Unicode", param="prompt") from error
+        types = both.type_ids
+        return both.ids, types.index(1) if 1 in types else len(types)
 
     def decode(
         self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True

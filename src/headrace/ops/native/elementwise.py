@@ -10,7 +10,7 @@ from .workspace import empty
 
 _core = native()
 # As the core numbers them (native/kernels/elementwise_args.h).
-_SILU_MUL, _GELU_TANH_MUL, _RELU_SQUARED, _SOFT_CAP, _ADD, _SCALE, _CLAMPED_GLU = range(7)
+_SILU_MUL, _GELU_TANH_MUL, _RELU_SQUARED, _SOFT_CAP, _ADD, _SCALE, _CLAMPED_GLU, _GELU = range(8)
 KINDS = {
     "silu_mul": _SILU_MUL,
     "gelu_tanh_mul": _GELU_TANH_MUL,
@@ -28,6 +28,11 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 def gelu_tanh_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """``reference.activation.gelu_tanh_mul``."""
     return _run(_GELU_TANH_MUL, gate_up, gate_up.shape[1] // 2)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """``reference.activation.gelu``."""
+    return _run(_GELU, x, x.shape[1])
 
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:

@@ -21,13 +21,22 @@ def rms_norm_plus_one(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torc
     return _rms_norm(x, weight, eps, True)
 
 
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """``reference.norm.layer_norm``."""
+    return _layer_norm(x, weight, bias, eps, 0.0)
+
+
 def layer_norm_plus_one(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     """``reference.norm.layer_norm_plus_one``."""
+    return _layer_norm(x, weight, bias, eps, 1.0)
+
+
+def _layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, plus: float) -> torch.Tensor:
     x = as_rows(x)
     y = empty(tuple(x.shape), x.dtype)
     _core.layer_norm(
         x.data_ptr(), weight.data_ptr(), bias.data_ptr(), y.data_ptr(), DTYPES[x.dtype], x.shape[0], x.shape[1],
-        x.stride(0), eps,
+        x.stride(0), eps, plus,
     )  # fmt: skip
     return y
 

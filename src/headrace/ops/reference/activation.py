@@ -18,6 +18,11 @@ def gelu_tanh_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return F.gelu(gate, approximate="tanh").mul_(up)
 
 
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """x (1 + erf(x / sqrt(2))) / 2 (arXiv 1606.08415), a new tensor."""
+    return F.gelu(x)
+
+
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
     """max(x, 0)^2 (arXiv 2109.08668), a new tensor."""
     return F.relu(x).square_()

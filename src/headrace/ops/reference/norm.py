@@ -26,8 +26,8 @@ def rms_norm_plus_one(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torc
     return (F.rms_norm(x.float(), x.shape[-1:], None, eps) * (1.0 + weight.float())).to(x.dtype)
 
 
-def layer_norm_plus_one(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
-    """(x - mean) / sqrt(var + eps) * (1 + weight) + bias, all in fp32 (arXiv 1607.06450; stored as Nemotron does).
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, all in fp32 (arXiv 1607.06450).
 
     Args:
         x: [..., n].
@@ -36,4 +36,9 @@ def layer_norm_plus_one(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     Returns:
         Shape and dtype of x.
     """
+    return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps).to(x.dtype)
+
+
+def layer_norm_plus_one(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """As ``layer_norm`` but times (1 + weight): stored as Nemotron does."""
     return F.layer_norm(x.float(), x.shape[-1:], 1.0 + weight.float(), bias.float(), eps).to(x.dtype)
