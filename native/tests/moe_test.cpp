@@ -9,6 +9,7 @@
 
 #include "core/bf16.h"
 #include "core/pool.h"
+#include "ops/block_linear.h"
 #include "ops/linear.h"
 #include "ops/moe.h"
 #include "tests/check.h"
@@ -71,7 +72,51 @@ std::vector<char> packed(const std::vector<T>& rows, int64_t n_experts, int64_t 
     return weight;
 }
 
-// What is computed for each row is what is computed for it alone. Its values are checked from Python.
+std::vector<char> packed_blocks(const BlockFormat& format, int64_t n_experts, int64_t n, int64_t k, unsigned seed) {
+    const int64_t bytes = panels_of(n) * panel_bytes(k, format), groups = (k + format.group - 1) / format.group;
+    std::mt19937 random(seed);
+    std::vector<uint8_t> numbers(size_t(n * k));
+    const std::vector<uint16_t> scales(size_t(n * groups), 0x2000);  // 2^-7 in half precision
+    std::vector<char> weight(size_t(n_experts * bytes));
+    for (int64_t e = 0; e < n_experts; ++e) {
+        for (uint8_t& number : numbers) number = uint8_t(random() % (1u << format.bits));
+        run(PackBlocks{numbers.data(), scales.data(), nullptr, weight.data() + e * bytes, k, 0, format}, n);
+    }
+    return weight;
+}
+
+// Each row alone is what it is among all, to the bit.
+template <class T>
+void check_alone(const Experts& job, const Sizes& s) {
+    const T *x = static_cast<const T*>(job.x), *y = static_cast<const T*>(job.y);
+    std::vector<T> alone(static_cast<size_t>(s.size));
+    for (int64_t row = 0; row < s.rows; ++row) {
+        Experts one = job;
+        one.x = x + row * s.size;
+        one.ids += row * s.k;
+        one.weights += row * s.k;
+        one.y = alone.data();
+        run(one, dtype_of<T>, 1);
+        CHECK(std::memcmp(alone.data(), y + row * s.size, sizeof(T) * size_t(s.size)) == 0);
+    }
+}
+
+template <class T>
+void check_blocks(const Sizes& s) {
+    const BlockFormat eight{8, 128, 32, false, false}, four{4, 8, 32, false, false};
+    const Routed to = routed(s, 1);
+    const auto x = noise<T>(s.rows * s.size, 2);
+    const auto up = packed_blocks(eight, s.n_experts, 2 * s.inner, s.size, 3);
+    const auto down = packed_blocks(four, s.n_experts, s.size, s.inner, 4);
+    std::vector<T> y(size_t(s.rows * s.size));
+    const Experts job{x.data(), to.ids.data(), to.weights.data(), {up.data(), nullptr, true, eight, 1},
+                      {down.data(), nullptr, true, four, 1}, y.data(), s.size, s.n_experts, s.k, s.size, 2 * s.inner, s.inner,
+                      Elementwise::silu_mul, 0.0f, s.scaled_input};
+    run(job, dtype_of<T>, s.rows);
+    check_alone<T>(job, s);
+}
+
+// Values are checked from Python.
 template <class T>
 void check_experts(const Sizes& s) {
     const int64_t first = s.gated ? 2 * s.inner : s.inner;
@@ -80,21 +125,13 @@ void check_experts(const Sizes& s) {
     const auto down = noise<T>(s.n_experts * s.size * s.inner, 4);
     const auto up_bias = noise<T>(s.n_experts * first, 5), down_bias = noise<T>(s.n_experts * s.size, 6);
     const auto packed_up = packed(up, s.n_experts, first, s.size), packed_down = packed(down, s.n_experts, s.size, s.inner);
-    std::vector<T> y(size_t(s.rows * s.size)), alone(static_cast<size_t>(s.size));
+    std::vector<T> y(size_t(s.rows * s.size));
     const ExpertWeights gate_up{packed_up.data(), s.bias ? up_bias.data() : nullptr, false, {}, 1};
     const ExpertWeights second{packed_down.data(), s.bias ? down_bias.data() : nullptr, false, {}, 1};
-    Experts job{x.data(), to.ids.data(), to.weights.data(), gate_up, second, y.data(), s.size, s.n_experts, s.k, s.size,
+    const Experts job{x.data(), to.ids.data(), to.weights.data(), gate_up, second, y.data(), s.size, s.n_experts, s.k, s.size,
                 first, s.inner, s.gated ? Elementwise::clamped_glu : Elementwise::relu_squared, 0.5f, s.scaled_input};
     run(job, dtype_of<T>, s.rows);
-    for (int64_t row = 0; row < s.rows; ++row) {
-        Experts one = job;
-        one.x = x.data() + row * s.size;
-        one.ids += row * s.k;
-        one.weights += row * s.k;
-        one.y = alone.data();
-        run(one, dtype_of<T>, 1);
-        CHECK(std::memcmp(alone.data(), &y[size_t(row * s.size)], sizeof(T) * size_t(s.size)) == 0);
-    }
+    check_alone<T>(job, s);
 }
 
 void check_groups() {
@@ -133,6 +170,7 @@ void check_all() {
             for (bool flag : {false, true})
                 check_experts<T>({rows, n_experts, std::min<int64_t>(n_experts, 3), 33, 5, flag, !flag, flag});
     check_experts<T>({40, 4, 2, 64, 40, true, true, true});
+    check_blocks<T>({30, 5, 3, 70, 41, true, false, false});
 }
 
 }  // namespace
