@@ -10,6 +10,8 @@
 namespace headrace {
 namespace {
 
+static inline Vec sigmoid(Vec x) { return Vec::all(1.0f) / (Vec::all(1.0f) + exp(Vec::zero() - x)); }
+
 static inline Vec silu(Vec x) { return x / (Vec::all(1.0f) + exp(Vec::zero() - x)); }
 
 // 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
@@ -58,6 +60,8 @@ inline __attribute__((always_inline)) Vec element(const ElementwiseRows& job, co
     if constexpr (kind == Elementwise::gelu) return gelu(value);
     if constexpr (kind == Elementwise::soft_cap) return tanh(value / Vec::all(job.c)) * Vec::all(job.c);
     if constexpr (kind == Elementwise::add) return value + Vec::load(other, n);
+    if constexpr (kind == Elementwise::sigmoid_mul) return value * sigmoid(Vec::load(other, n));
+    if constexpr (kind == Elementwise::row_sigmoid_mul) return value * sigmoid(Vec::all(to_float(*other)));
     if constexpr (kind == Elementwise::clamped_glu) return clamped_glu(value, Vec::load(x + job.size, n), Vec::all(job.c));
     if constexpr (kind == Elementwise::scale) return value * Vec::all(to_float(converted<T>(job.c)));
 }
@@ -68,7 +72,10 @@ void elementwise(const ElementwiseRows& job, int64_t first_row, int64_t last_row
         const T* x = static_cast<const T*>(job.x) + row * job.x_stride;
         const T* other = static_cast<const T*>(job.other) + row * job.other_stride;
         T* y = static_cast<T*>(job.y) + row * job.y_stride;
-        by_vector(job.size, [&](int64_t i, int n) { element<kind, T>(job, x + i, other + i, n).store(y + i, n); });
+        by_vector(job.size, [&](int64_t i, int n) {
+            const T* beside = kind == Elementwise::row_sigmoid_mul ? other : other + i;
+            element<kind, T>(job, x + i, beside, n).store(y + i, n);
+        });
     }
 }
 

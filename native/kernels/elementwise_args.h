@@ -14,7 +14,9 @@ enum class Elementwise : int {
     scale = 5,          // y = x * c, c rounded to the dtype of x
     clamped_glu = 6,    // y = (u + 1) g sigmoid(1.702 g), g = min(x[:n], c), u = x[n:] between -c and c (GPT-OSS)
     gelu = 7,           // y = gelu(x)
-    count = 8,
+    sigmoid_mul = 8,    // y = x * sigmoid(other)
+    row_sigmoid_mul = 9,  // the same, other has one value a row
+    count = 10,
 };
 
 // Row by row, in fp32, rounded once.

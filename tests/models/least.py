@@ -20,6 +20,17 @@ _OWN: dict[str, dict[str, Any]] = {
         "intermediate_size": None,
         "block_configs": [{"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 1.0}}] * 2,
     },
+    "Qwen3NextForCausalLM": {
+        "full_attention_interval": 2,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 6,
+        "linear_value_head_dim": 6,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 10,
+        "shared_expert_intermediate_size": 10,
+    },
     "NemotronHForCausalLM": {
         "num_hidden_layers": None,
         "hybrid_override_pattern": "M*",
@@ -42,4 +53,5 @@ def required(architecture: str) -> list[str]:
     """Fields without a default."""
     wanted = least(architecture)
     optional = {"architectures", "num_key_value_heads", "head_dim", "mamba_head_dim", "ssm_state_size", "n_groups"}
+    optional |= set(_OWN["Qwen3NextForCausalLM"])
     return [name for name, value in wanted.items() if value is not None and name not in optional]

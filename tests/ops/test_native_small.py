@@ -82,6 +82,17 @@ def pairs(size: int, heads: int, dtype: torch.dtype, rng: torch.Generator) -> di
         "add": Pair(
             lambda x: elementwise.add(x, other.expand(x.shape[0], -1).contiguous()), lambda x: x + other, (size,)
         ),
+        # Half of a row for the gate, as it lies among the outputs of a projection.
+        "sigmoid_mul": Pair(
+            lambda x: elementwise.sigmoid_mul(x[:, size:], x[:, :size]),
+            lambda x: ref_activation.sigmoid_mul(x[:, size:], x[:, :size]),
+            (2 * size,),
+        ),
+        "sigmoid_mul by row": Pair(
+            lambda x: elementwise.sigmoid_mul(x[:, 1:], x[:, :1]),
+            lambda x: ref_activation.sigmoid_mul(x[:, 1:], x[:, :1]),
+            (1 + size,),
+        ),
         "scale": Pair(lambda x: elementwise.scale(x, 5.1), lambda x: ref_activation.scale(x, 5.1), (size,)),
     }
 

@@ -22,8 +22,12 @@ WINDOWED = (
 """Families with a window: in some layers (Gemma, GPT-OSS, EXAONE and Llama 4, whose full layers have no rope) or in all
 (Mistral, Phi with its long rope). The window, or the chunk of Llama 4, is longer than a block and shorter than the
 prompts."""
-STATEFUL = ("nemotron-h",)
+STATEFUL = ("nemotron-h", "qwen3-next")
 """Families with recurrent layers."""
+TOUCHING_STATES = frozenset(
+    ("batching", "chunked_prefill", "kv_reuse", "preemption", "overlap", "graph", "ngram", "n", "cancel")
+)
+"""What has to do with where states are kept and when they move on: the pairs of these are quick on those families."""
 FAMILIES = (*FULL, *WINDOWED, *STATEFUL)
 """Variants of ``parity.tiny``, one for each architecture."""
 QUANTISED = {
@@ -58,12 +62,13 @@ def pairs_on(family: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _quick(kind: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every pair on one family of a kind: the one that its features are newest to, of those with the fewest pairs."""
+    """Pairs, each on one family of a kind: the one that its features are newest to, of those with the fewest pairs."""
     met: dict[str, Counter[str]] = {family: Counter() for family in kind}
     for pair in pairs_on(kind[0]):
         family = min(kind, key=lambda one: (sum(met[one][name] > 0 for name in pair), met[one].total()))
-        met[family].update(pair)
-        yield pair, family
+        if kind != STATEFUL or set(pair) <= TOUCHING_STATES or not set(pair) <= set(met[family]):
+            met[family].update(pair)
+            yield pair, family
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +85,9 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    """Every feature alone, every pair, and everything at once, on every family. Of the pairs, each is quick on three
-    families, one of each kind, that change from pair to pair. A family's cases stand together: they share its plain
-    runs."""
+    """Every feature alone, every pair, and everything at once, on every family. Of the pairs, each is quick on one
+    family of each kind, which changes from pair to pair; on stateful ones, those that have to do with states. The
+    cases of a family stand together: they share its plain runs."""
     quick = {*_quick(FULL), *_quick(WINDOWED), *_quick(STATEFUL)}
     families = (*FAMILIES, *QUANTISED)
     # What products are made of knows no feature: everything at once says most of it, and what fails is found alone.

@@ -12,7 +12,7 @@ from tiny import make, save
 
 from headrace import LLM, ConfigError, KvCacheConfig, NGramDecodingConfig, SamplingParams
 
-VARIANTS = ("nemotron-h",)
+VARIANTS = ("nemotron-h", "qwen3-next")
 """Every family with recurrent layers."""
 
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=1, detokenize=False)

@@ -94,6 +94,17 @@ _GEMMA = {
     "tie_word_embeddings": True,
 }
 
+_QWEN_NEXT = {
+    "num_hidden_layers": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 40,
+}
 _MAMBA = {
     "num_hidden_layers": ABSENT,
     "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"],
@@ -267,6 +278,28 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_EXAONE, "sliding_window": 40, "head_dim": 20, "num_attention_heads": 3, "num_key_value_heads": 1},
     ),
     "decilm": ("DeciLM", {}),
+    "qwen3-next": ("Qwen3Next", _QWEN_NEXT),
+    "qwen3-next-odd-biases-tied": (
+        "Qwen3Next",
+        {
+            **_QWEN_NEXT,
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "linear_num_key_heads": 3,
+            "linear_num_value_heads": 3,
+            "linear_key_head_dim": 12,
+            "linear_value_head_dim": 20,
+            "linear_conv_kernel_dim": 2,
+            "head_dim": 40,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "attention_bias": True,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": False,
+            "rms_norm_eps": 1e-3,
+            "tie_word_embeddings": True,
+        },
+    ),
     "nemotron-h": ("NemotronH", _MAMBA),
     "nemotron-h-odd-biases": (
         "NemotronH",
@@ -302,6 +335,7 @@ _CLASSES = {
     "Gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
     "DeciLM": (dict, DeciLM),
     "NemotronH": (transformers.NemotronHConfig, transformers.NemotronHForCausalLM),
+    "Qwen3Next": (transformers.Qwen3NextConfig, transformers.Qwen3NextForCausalLM),
 }
 
 
@@ -315,7 +349,7 @@ def make(variant: str, **changes: Any) -> Any:
     config_class, model_class = _CLASSES[family]
     settings = {name: value for name, value in {**BASE, **overrides, **changes}.items() if value is not ABSENT}
     model = model_class(config_class(**settings)).eval().requires_grad_(False)
-    return randomised(model, variant, zero_centred=family in ("Gemma3", "Nemotron"))
+    return randomised(model, variant, zero_centred=family in ("Gemma3", "Nemotron", "Qwen3Next"))
 
 
 def randomised(model: Any, seed: str, *, zero_centred: bool = False) -> Any:
@@ -331,7 +365,9 @@ def randomised(model: Any, seed: str, *, zero_centred: bool = False) -> Any:
 
 def randomise(name: str, parameter: torch.Tensor, generator: torch.Generator, *, zero_centred: bool) -> None:
     noise = torch.randn(parameter.shape, generator=generator)
-    if name.endswith(("norm.weight", "norm_f.weight")):
+    if name.endswith("linear_attn.norm.weight"):
+        parameter.copy_(0.1 * noise + 1.0)
+    elif name.endswith(("norm.weight", "norm_f.weight")):
         parameter.copy_(0.1 * noise + (0.0 if zero_centred else 1.0))
     elif name.endswith("sinks"):
         parameter.copy_(2.0 * noise)

@@ -98,6 +98,8 @@ class SelfAttention(Layer):
         bias, out_bias: whether q, k, v and the output projection have a bias.
         fused: the checkpoint has q, k and v as one tensor, ``qkv_proj``, in this order.
         sinks: the checkpoint has a sink for each head, ``sinks``.
+        gate: ``q_proj`` gives each query head a gate of its width behind it, whose sigmoid scales what the head brings
+            back.
     """
 
     def __init__(
@@ -118,17 +120,20 @@ class SelfAttention(Layer):
         out_bias: bool = False,
         fused: bool = False,
         sinks: bool = False,
+        gate: bool = False,
     ) -> None:
         self._n_heads, self._n_kv_heads, self._head_dim = shape.n_heads, shape.n_kv_heads, shape.head_dim
         self._v_head_dim = shape.v_head_dim or shape.head_dim
         q_size, k_size = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
         v_size = shape.n_kv_heads * self._v_head_dim
         names = ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj")
-        sizes = (q_size + k_size + v_size,) if fused else (q_size, k_size, v_size)
-        orders = (_halves(q_size, shape.head_dim), _halves(k_size, shape.head_dim), tuple(range(v_size)))
+        self._gate = Gate(ctx, q_size) if gate else NoGate()
+        sizes = (q_size + k_size + v_size,) if fused else (q_size + self._gate.size, k_size, v_size)
+        halves = (_halves(q_size, shape.head_dim), _halves(k_size, shape.head_dim), tuple(range(v_size)))
+        in_front = (_gates_in_front(q_size, shape.head_dim), tuple(range(k_size)), tuple(range(v_size)))
         self.qkv = Linear(
             ctx, tuple(f"{name}.{part}" for part in names), shape.hidden_size, sizes, bias=bias,
-            orders=orders if neighbours else None,
+            orders=in_front if gate else halves if neighbours else None,
         )  # fmt: skip
         self.head_norm = head_norm
         self._rope = ctx.ops.rope if rotated else _as_they_are
@@ -146,10 +151,37 @@ class SelfAttention(Layer):
         """[T, hidden] -> [T, hidden]; ``angles`` come from the rope of this layer."""
         turning = self._n_heads + self._n_kv_heads
         heads = self.qkv(x)
-        qk = _heads(heads, 0, turning, self._head_dim)
-        v = _heads(heads, turning * self._head_dim, self._n_kv_heads, self._v_head_dim)
+        qk = _heads(heads, self._gate.size, turning, self._head_dim)
+        v = _heads(heads, self._gate.size + turning * self._head_dim, self._n_kv_heads, self._v_head_dim)
         q, k = self._query_keys(self._rope(self.head_norm(qk), angles), batch)
-        return self.out(self.attention(q, k, v, batch, self.sinks.data).flatten(1))
+        return self.out(self._gate(self.attention(q, k, v, batch, self.sinks.data).flatten(1), heads))
+
+
+class NoGate:
+    """What heads bring back stays as it is."""
+
+    size = 0
+
+    def __call__(self, mixed: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+        return mixed
+
+
+class Gate:
+    """``size`` columns in front of the queries are gates (Qwen3-Next)."""
+
+    def __init__(self, ctx: BuildContext, size: int) -> None:
+        self.size = size
+        self._scale = ctx.ops.sigmoid_mul
+
+    def __call__(self, mixed: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+        """[T, size] and the projections -> [T, size]."""
+        return self._scale(mixed, heads[:, : self.size])
+
+
+def _gates_in_front(q_size: int, head_dim: int) -> tuple[int, ...]:
+    """Where rows of [query | gate] of each head go so that all gates come first."""
+    heads = [divmod(row, 2 * head_dim) for row in range(2 * q_size)]
+    return tuple(head * head_dim + (q_size + at if at < head_dim else at - head_dim) for head, at in heads)
 
 
 def _halves(n_rows: int, head_dim: int) -> tuple[int, ...]:

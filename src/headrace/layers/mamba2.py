@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from headrace.ops.recurrent import RecurrentShape, RecurrentWeights
 
 from .base import BuildContext, Parameter, stacked
@@ -42,10 +40,11 @@ class Mamba2(RecurrentMixer):
         self._eps, self._dt_limit = eps, dt_limit
 
     def _read_weights(self) -> RecurrentWeights:
-        conv = self._by_unit(self.conv.data.squeeze(1))
+        width = self._shape.n_units * self._shape.rows
+        kinds = (self._shape.n_out, width, width)
         return RecurrentWeights(
-            conv=conv.transpose(1, 2).contiguous(),
-            conv_bias=None if self.conv_bias is None else self._by_unit(self.conv_bias.data).contiguous(),
+            conv=self.by_unit(self.conv.data.squeeze(1), kinds).transpose(1, 2).contiguous(),
+            conv_bias=None if self.conv_bias is None else self.by_unit(self.conv_bias.data, kinds).contiguous(),
             decay=-self.a_log.data.exp(),
             dt_bias=self.dt_bias.data,
             norm=self.norm.data,
@@ -53,9 +52,3 @@ class Mamba2(RecurrentMixer):
             skip=self.skip.data,
             dt_limit=self._dt_limit,
         )
-
-    def _by_unit(self, channels: torch.Tensor) -> torch.Tensor:
-        shape = self._shape
-        width = shape.n_units * shape.rows
-        parts = channels.split([shape.n_out, width, width])
-        return torch.cat([part.unflatten(0, (shape.n_units, -1)) for part in parts], dim=1)

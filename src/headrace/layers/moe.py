@@ -236,6 +236,23 @@ class WithSharedExpert(Layer):
         return self._add(self.shared(x), self.mixture(x))
 
 
+class SharedExpertGate(Layer):
+    """A shared expert, times a sigmoid of one number a row (Qwen3-Next).
+
+    Args:
+        name: path of the checkpoint's linear map to that number.
+    """
+
+    def __init__(self, ctx: BuildContext, name: str, hidden_size: int, shared: Layer) -> None:
+        self.shared = shared
+        self.gate = Linear(ctx, (name,), hidden_size, (1,))
+        self._scale = ctx.ops.sigmoid_mul
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        return self._scale(self.shared(x), self.gate(x))
+
+
 def expert_activation(name: str, activation: str) -> str:
     """The operator of an activation named in a configuration. Raises ModelError for one that is not known."""
     if activation not in ACTIVATIONS:

@@ -79,3 +79,9 @@ class RecurrentMixer(CachedLayer):
         """For the parameters that are no matrices: float32 whatever the activations are. There are few of them, and
         errors of a decay add up over a sequence."""
         return replace(ctx, dtype=torch.float32)
+
+    def by_unit(self, channels: torch.Tensor, kinds: tuple[int, int, int]) -> torch.Tensor:
+        """Channels in the checkpoint's order, all of one kind behind all of another -> [n_units, channels of a unit,
+        ...]. ``kinds``: how many of each, all units together."""
+        parts = channels.split(list(kinds))
+        return torch.cat([part.unflatten(0, (self._shape.n_units, -1)) for part in parts], dim=1)

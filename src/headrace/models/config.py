@@ -178,6 +178,7 @@ def read_experts(fields: Fields, names: Sequence[str], *, default: int, default_
 
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+LINEAR = "linear_attention"
 
 
 def read_layer_types(fields: Fields, n_layers: int, kinds: Sequence[str], allowed: tuple[str, str]) -> list[str]:

@@ -29,7 +29,7 @@ class Qwen3MoeForCausalLM(StackedDecoder):
         shape = AttentionShape(c.hidden_size, c.n_heads, c.n_kv_heads, c.head_dim)
         # Unlike dense Qwen3, every layer slides where one does.
         window = fields.integer("sliding_window", 4096) if fields.flag("use_sliding_window", False) else None
-        sparse = _sparse_layers(fields, c.n_layers)
+        sparse = sparse_layers(fields, c.n_layers)
         n_experts, k = read_experts(fields, ("num_experts", "num_local_experts"), default=128, default_k=8)
         experts = ExpertsShape(n_experts, c.hidden_size, fields.integer("moe_intermediate_size", 768), "silu_mul")
         normalised = fields.flag("norm_topk_prob", False)
@@ -62,7 +62,7 @@ class Qwen3MoeForCausalLM(StackedDecoder):
         super().__init__(ctx, c, read_rope(fields, head_dim=c.head_dim, max_positions=c.max_positions), block)
 
 
-def _sparse_layers(fields: Fields, n_layers: int) -> tuple[bool, ...]:
+def sparse_layers(fields: Fields, n_layers: int) -> tuple[bool, ...]:
     """Every ``decoder_sparse_step``-th layer, but those in ``mlp_only_layers``."""
     step, dense = fields.integer("decoder_sparse_step", 1), fields.raw("mlp_only_layers", [])
     if not isinstance(dense, list) or not all(type(index) is int and 0 <= index < n_layers for index in dense):

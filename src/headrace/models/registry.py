@@ -30,6 +30,7 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3MoeForCausalLM": "qwen3_moe",
+    "Qwen3NextForCausalLM": "qwen3_next",
     # What is only encoded.
     "BertForSequenceClassification": "bert",
     "Exaone4ForSequenceClassification": "classification",

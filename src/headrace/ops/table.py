@@ -66,6 +66,7 @@ class Ops:
     gelu: Callable[[torch.Tensor], torch.Tensor]
     relu_squared: Callable[[torch.Tensor], torch.Tensor]
     clamped_glu: Callable[[torch.Tensor, float], torch.Tensor]
+    sigmoid_mul: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     soft_cap: Callable[[torch.Tensor, float], torch.Tensor]
     add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     scale: Callable[[torch.Tensor, float], torch.Tensor]
@@ -110,6 +111,7 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "gelu_tanh_mul": (_native("elementwise", "gelu_tanh_mul"), _reference("activation", "gelu_tanh_mul")),
     "gelu": (_native("elementwise", "gelu"), _reference("activation", "gelu")),
     "relu_squared": (_native("elementwise", "relu_squared"), _reference("activation", "relu_squared")),
+    "sigmoid_mul": (_native("elementwise", "sigmoid_mul"), _reference("activation", "sigmoid_mul")),
     "clamped_glu": (_native("elementwise", "clamped_glu"), _reference("activation", "clamped_glu")),
     "soft_cap": (_native("elementwise", "soft_cap"), _reference("activation", "soft_cap")),
     "add": (_native("elementwise", "add"), _reference("activation", "add")),

@@ -11,6 +11,7 @@ from .workspace import empty
 _core = native()
 # As the core numbers them (native/kernels/elementwise_args.h).
 _SILU_MUL, _GELU_TANH_MUL, _RELU_SQUARED, _SOFT_CAP, _ADD, _SCALE, _CLAMPED_GLU, _GELU = range(8)
+_SIGMOID_MUL, _ROW_SIGMOID_MUL = 8, 9
 KINDS = {
     "silu_mul": _SILU_MUL,
     "gelu_tanh_mul": _GELU_TANH_MUL,
@@ -58,6 +59,11 @@ def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
 def clamped_glu(gate_up: torch.Tensor, limit: float) -> torch.Tensor:
     """``reference.activation.clamped_glu``."""
     return _run(_CLAMPED_GLU, gate_up, gate_up.shape[1] // 2, c=limit)
+
+
+def sigmoid_mul(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """``reference.activation.sigmoid_mul``."""
+    return _run(_ROW_SIGMOID_MUL if gate.shape[1] == 1 else _SIGMOID_MUL, x, x.shape[1], as_rows(gate))
 
 
 def position_scale(x: torch.Tensor, positions: torch.Tensor, floor_scale: float, attn_scale: float) -> torch.Tensor:

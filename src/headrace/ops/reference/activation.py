@@ -51,6 +51,11 @@ def clamped_glu(gate_up: torch.Tensor, limit: float) -> torch.Tensor:
     return (up + 1) * (gate * torch.sigmoid(1.702 * gate))
 
 
+def sigmoid_mul(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """x [T, n] times sigmoid(gate), [T, n] or one value a row [T, 1]."""
+    return (x.float() * torch.sigmoid(gate.float())).to(x.dtype)
+
+
 def position_scale(x: torch.Tensor, positions: torch.Tensor, floor_scale: float, attn_scale: float) -> torch.Tensor:
     """[T, heads, head_dim] times 1 + attn_scale * log(1 + floor((position + 1) / floor_scale)) of its row, [T] int64:
     the temperature of attention at a distance (Llama 4; arXiv 2501.19399)."""
