@@ -79,9 +79,11 @@ struct Form {
 template <int bits, int rows>
 inline __attribute__((always_inline)) void add_unit(const Bytes (&w)[panel_vecs], const char* x,
                                                     Sums (&sums)[rows][panel_vecs]) {
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
         int32_t four;
         std::memcpy(&four, x + r * 4, 4);
+#pragma GCC unroll 8
         for (int v = 0; v < panel_vecs; ++v) sums[r][v].template add_products<bits>(w[v], four);
     }
 }
@@ -95,6 +97,7 @@ inline __attribute__((always_inline)) void add_units(const char* w, const char* 
     if constexpr (F::bits == 8) {
 #pragma GCC unroll 8
         for (int unit = first; unit < last; ++unit) {
+#pragma GCC unroll 8
             for (int v = 0; v < panel_vecs; ++v) part[v] = Bytes::load(w + unit * line + v * Vec::lanes * 4);
             add_unit<8>(part, x + unit * x_unit, sums);
         }
@@ -102,6 +105,7 @@ inline __attribute__((always_inline)) void add_units(const char* w, const char* 
 #pragma GCC unroll 4
         for (int unit = first; unit < last; unit += 2) {
             Bytes low[panel_vecs];
+#pragma GCC unroll 8
             for (int v = 0; v < panel_vecs; ++v) {
                 part[v] = Bytes::load(w + unit / 2 * line + v * Vec::lanes * 4);
                 low[v] = part[v].low_halves();
@@ -121,16 +125,22 @@ void add_blocks(const char* w, const char* x, int64_t blocks, float* totals) {
     for (int64_t block = 0; block < blocks; ++block, w += stride, x += rows * x_block_bytes) {
         for (int64_t ahead = 0; ahead < stride; ahead += panel_outputs * unit_bytes) prefetch<rows>(w + ahead);
         const BlockScales* rounded = reinterpret_cast<const BlockScales*>(x + rows * block_values);
+#pragma GCC unroll 2
         for (int group = 0; group < F::groups; ++group) {
+            // Unrolled, or the sums are kept in memory.
             Sums sums[rows][panel_vecs];
+#pragma GCC unroll 16
             for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
                 for (int v = 0; v < panel_vecs; ++v) sums[r][v] = Sums::all(rounded[r].start[group]);
             constexpr int units = int(block_units) / F::groups;
             add_units<F>(w, x, group * units, group * units + units, sums);
             const char* scales = w + number_part + group * group_scales;
+#pragma GCC unroll 8
             for (int v = 0; v < panel_vecs; ++v) {
                 const Vec scale = F::load_scales(scales, v);
                 const Vec minimum = F::has_minimum ? F::load_scales(scales + scale_part, v) : Vec::zero();
+#pragma GCC unroll 16
                 for (int r = 0; r < rows; ++r) {
                     float* total = totals + r * panel_outputs + v * Vec::lanes;
                     Vec sum = Vec::fma(sums[r][v].to_floats(), scale * Vec::all(rounded[r].scale), Vec::load(total));
@@ -231,12 +241,10 @@ int64_t multiply_all_bytes(int64_t turns, float guard) {
     constexpr int ways = 12;
     Sums sums[ways];
     for (int i = 0; i < ways; ++i) sums[i] = Sums::all(int32_t(guard * float(i)));
-    alignas(64) char bytes[Vec::lanes * 4];
-    std::memset(bytes, int(guard * 6.0f), sizeof bytes);
+    Bytes w = Bytes::all(char(guard * 6.0f));
     const int32_t x = int32_t(guard * 4.0f);
     for (int64_t turn = 0; turn < turns; ++turn) {
-        asm volatile("" : : : "memory");  // or what does not depend on the sums is done once
-        const Bytes w = Bytes::load(bytes);
+        w.hide();  // or what does not depend on the sums is done once
 #pragma GCC unroll 12
         for (int i = 0; i < ways; ++i) sums[i].template add_products<4>(w, x);
     }

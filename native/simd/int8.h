@@ -2,7 +2,7 @@
 //
 // Bytes are 4 unsigned weights for each of Vec::lanes outputs. `Sums` adds their products with the same 4 signed values
 // of x. Where a level can multiply only signed bytes, those of 8 bits are taken as u - 128 instead of u: `byte_offset` is
-// 128 there, and sums start so that it cancels.
+// 128 there, and sums start so that it cancels. `hide` keeps the compiler from knowing the bytes, for benchmarks.
 #pragma once
 
 #include "core/half.h"
@@ -19,6 +19,8 @@ constexpr int block_tile_rows = 12;
 struct Bytes {
     __m512i v;
     static Bytes load(const char* p) { return {_mm512_loadu_si512(p)}; }
+    static Bytes all(char x) { return {_mm512_set1_epi8(x)}; }
+    void hide() { asm volatile("" : "+v"(v)); }
     Bytes low_halves() const { return {_mm512_and_si512(v, _mm512_set1_epi8(15))}; }
     Bytes high_halves() const { return {_mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15))}; }
 };
@@ -46,6 +48,8 @@ constexpr int block_tile_rows = 2;
 struct Bytes {
     __m256i v;
     static Bytes load(const char* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+    static Bytes all(char x) { return {_mm256_set1_epi8(x)}; }
+    void hide() { asm volatile("" : "+x"(v)); }
     Bytes low_halves() const { return {_mm256_and_si256(v, _mm256_set1_epi8(15))}; }
     Bytes high_halves() const { return {_mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15))}; }
 };
@@ -79,6 +83,8 @@ constexpr int block_tile_rows = 2;
 struct Bytes {
     uint8x16_t v;
     static Bytes load(const char* p) { return {vld1q_u8(reinterpret_cast<const uint8_t*>(p))}; }
+    static Bytes all(char x) { return {vdupq_n_u8(uint8_t(x))}; }
+    void hide() { asm volatile("" : "+w"(v)); }
     Bytes low_halves() const { return {vandq_u8(v, vdupq_n_u8(15))}; }
     Bytes high_halves() const { return {vshrq_n_u8(v, 4)}; }
 };
