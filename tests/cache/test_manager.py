@@ -9,7 +9,7 @@ from headrace.cache.groups import group_layers
 from headrace.cache.lease import BlockLease
 from headrace.cache.manager import CacheManager, CacheOptions
 from headrace.cache.prefix_index import PrefixIndex, chain_key
-from headrace.cache.specs import CacheSpec, ChunkedKV, FullKV, SlidingKV
+from headrace.cache.specs import CacheSpec, ChunkedKV, FullKV, RecurrentState, SlidingKV
 from headrace.core.errors import IntegrityError
 from headrace.core.outputs import MissReason
 from headrace.core.plan import BlockCopy
@@ -288,3 +288,39 @@ def test_statistics_carry_the_names_of_the_reference() -> None:
     assert stats["usedNumBlocks"] == 0
     assert (stats["reusedBlocks"], stats["missedBlocks"], stats["cacheHitRate"]) == (3, 3, 0.5)
     assert (stats["allocTotalBlocks"], stats["allocNewBlocks"]) == (7, 4)
+
+
+def test_a_state_is_resumed_where_a_block_ends_and_nowhere_else() -> None:
+    manager = cache(FULL, RecurrentState(64))
+    manager.retire(run(manager, text(100)))
+    hit = manager.lookup(None, [*text(90), 1, 2, 3], 92)
+    assert (hit.length, hit.partial_tokens, hit.source) == (64, 0, None)
+    # All keys before it, and the one state that the tokens so far have led to.
+    assert ([len(blocks) for blocks in hit.blocks], hit.first) == ([2, 1], [0, 1])
+    assert manager.lookup(None, text(100), 99).length == 96
+    assert manager.lookup(None, text(31), 30).length == 0
+
+
+def test_of_the_states_left_behind_the_newest_is_the_last_to_be_given_up() -> None:
+    manager = cache(FULL, RecurrentState(64))
+    manager.retire(run(manager, text(100)))
+    for given_up, found in ((1, 96), (2, 96), (3, 0)):
+        manager.pool.check()
+        assert manager.index.evict(1)
+        manager.check_integrity()
+        assert manager.lookup(None, text(100), 99).length == found, given_up
+
+
+def test_a_running_sequence_holds_the_state_that_its_next_row_reads() -> None:
+    manager = cache(FULL, RecurrentState(64), tokens=320)
+    lease = run(manager, text(64))
+    # At a border: the checkpoint is read by the next row, whose own state goes to another block.
+    assert (lease.first, [len(blocks) for blocks in lease.blocks]) == ([0, 1], [2, 1])
+    checkpoint = lease.block_at(1, 1)
+    manager.grow(0, lease, 65)
+    manager.commit(lease, text(65), 65)
+    assert (lease.first[1], len(lease.blocks[1])) == (2, 1)
+    assert lease.block_at(1, 2) != checkpoint
+    manager.check_integrity()
+    manager.retire(lease)
+    manager.check_integrity()

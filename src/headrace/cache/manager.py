@@ -192,8 +192,11 @@ class CacheManager:
     def _shift_window(self, lease: BlockLease, group: int, needed: int) -> None:
         self.index.next_use()
         self.n_given_back += 1
+        is_checkpoint = not self._specs[group].resumes_inside
         while lease.first[group] < needed:
-            self._unpin(group, lease.blocks[group].popleft(), stale=True)
+            # The newest is where the next turn of a conversation goes on: worth as much as the keys before it.
+            newest = is_checkpoint and lease.first[group] + 1 == needed
+            self._unpin(group, lease.blocks[group].popleft(), stale=not newest)
             lease.first[group] += 1
             self.counters["blocks_freed_out_of_window"] += 1
 
