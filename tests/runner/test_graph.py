@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -115,3 +117,20 @@ def test_what_cannot_be_recorded_is_refused_where_it_was_asked_for(folder, monke
     assert (witnesses.get("graph_replays", 0), effective["graph_sizes"]) == (0, [])
     with pytest.raises(ConfigError, match="silu_mul are not"):
         LLM(folder("llama"), skip_tokenizer_init=True, cuda_graph_config=CudaGraphConfig())
+
+
+_FIRST_DECODE = """
+import sys
+from headrace import LLM, SamplingParams
+with LLM(sys.argv[1], skip_tokenizer_init=True, num_threads=1) as llm:
+    llm.generate([5, 6, 7], SamplingParams(max_tokens=4, end_id=-1, detokenize=False))
+    assert llm.get_stats()[-1]["witnesses"]["graph_captures"] > 0
+print(sorted(name for name in sys.modules if name in ("torch._dynamo", "sympy")))
+"""
+
+
+def test_the_first_decode_imports_no_compiler(folder: Any) -> None:
+    """It takes a second, in the middle of somebody's stream."""
+    done = subprocess.run([sys.executable, "-c", _FIRST_DECODE, str(folder("llama"))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

@@ -49,6 +49,11 @@ class _TorchCalls(TorchDispatchMode):
 
     first: str | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here, and saying so to the compiler would import it: a second of the first decode.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if self.first is None and (func._schema.is_mutable or not _same_memory(result, args)):
