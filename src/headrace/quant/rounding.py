@@ -9,7 +9,7 @@ from headrace.core.errors import CheckpointError
 
 from .formats import INT4, INT8, BlockFormat, BlockRows
 
-_PLACES = (-9.5, -9.0, -8.5, -8.0, -7.5, -7.0, 6.5, 7.0, 7.5, 8.0)
+_PLACES = (-9.0, -8.5, -8.0, -7.5, 7.0, 7.5)
 """Where a group's largest value may come to lie, in steps: numbers are from -8 to 7, and it may be cut a little."""
 
 
@@ -26,10 +26,13 @@ def to_int4(rows: torch.Tensor) -> BlockRows:
     largest = groups.gather(2, groups.abs().argmax(2, keepdim=True)).squeeze(2)
     best_error = torch.full_like(largest, torch.inf)
     best = largest / -8
+    errors = torch.empty_like(groups)  # one buffer for all: what is new each time costs more than the arithmetic
     for place in _PLACES:
         scales = largest / place
-        numbers = _numbers(groups, scales, -8, 7)
-        error = torch.addcmul(groups, numbers, scales.unsqueeze(2), value=-1).square_().sum(2)
+        steps = scales.unsqueeze(2)
+        torch.mul(groups, torch.where(steps != 0, steps.reciprocal(), 0.0), out=errors)
+        errors.round_().clamp_(-8, 7).mul_(steps).sub_(groups)
+        error = torch.linalg.vecdot(errors, errors)
         better = error < best_error
         best, best_error = torch.where(better, scales, best), torch.where(better, error, best_error)
     # The scale that is best for these numbers.
