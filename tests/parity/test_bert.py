@@ -109,7 +109,8 @@ def test_two_texts_have_types(tmp_path: Path) -> None:
         assert_near(pair.data, logits(model, ids + second, types))
         assert (logits(model, ids + second, types) - logits(model, ids + second)).abs().max() > 0.01
         # In the same slot, a single text has no second one.
-        assert_near(llm.encode("ab c", PoolingParams(use_activation=False)).data, logits(model, ids))
+        single = [CLS, *range(FIRST, FIRST + 9), SEP]
+        assert_near(llm.encode(single, PoolingParams(use_activation=False)).data, logits(model, single))
         score = llm.encode({"prompt": "ab c", "text_pair": "de"})
         assert_near(score.data, torch.sigmoid(logits(model, ids + second, types)))
 
