@@ -27,9 +27,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "weights": ("core", "quant.formats"),
     # A GGUF file holds the tokenizer as well.
     "tokenizer": ("core", "weights.gguf_reader"),
+    "guided": ("core", "tokenizer.tokenizer"),
     # From numbers to models.
     "ops": ("core", "cache.specs", "quant.formats"),
-    "sampling": ("core", "ops.native.core"),
+    "sampling": ("core", "guided.contract", "ops.native.core"),
     "layers": ("core", "cache.specs", "quant", "ops", "weights"),
     "models": ("core", "cache.specs", "quant", "ops", "layers", "weights"),
     # From requests to plans. No torch here.
@@ -42,9 +43,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runner": ("core", "cache", "quant", "ops", "layers", "models", "weights", "sampling", "executor.base"),
     "executor.inproc": ("core", "cache", "executor.base", "runner"),
     # What holds them together.
-    "engine": ("core", "cache", "spec", "tokenizer", "sched", "executor", "weights", "runner"),
+    "engine": ("core", "cache", "spec", "tokenizer", "guided", "sched", "executor", "weights", "runner"),
     "llm": ("core", "tokenizer", "weights", "models", "runner", "executor", "engine", "sched", "cache", "spec"),
-    "sim": ("core", "cache", "spec", "sched", "executor", "engine"),
+    "sim": ("core", "cache", "spec", "guided", "sched", "executor", "engine"),
     # What people touch.
     "bench": ("core", "llm"),
     # kl runs a model over a text without an engine.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ModelError,
         RequestError,
     )
+    from headrace.core.guided_params import GuidedDecodingParams
     from headrace.core.outputs import Logprob
     from headrace.core.pooling import PoolingParams
     from headrace.core.processors import BatchedLogitsProcessor, LogitsProcessor
@@ -41,6 +42,7 @@ _HOME = {
     "SamplingParams": "headrace.core.sampling_params",
     "BatchedLogitsProcessor": "headrace.core.processors",
     "LogitsProcessor": "headrace.core.processors",
+    "GuidedDecodingParams": "headrace.core.guided_params",
     "KvCacheConfig": "headrace.core.config",
     "CudaGraphConfig": "headrace.core.config",
     "SchedulerConfig": "headrace.core.config",
@@ -72,6 +74,7 @@ __all__ = [
     "EncodeOutput",
     "EngineDeadError",
     "EngineError",
+    "GuidedDecodingParams",
     "HeadraceError",
     "KvCacheConfig",
     "LogitsProcessor",

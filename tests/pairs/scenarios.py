@@ -16,6 +16,7 @@ import numpy as np
 from headrace import (
     LLM,
     CudaGraphConfig,
+    GuidedDecodingParams,
     KvCacheConfig,
     NGramDecodingConfig,
     PoolingParams,
@@ -165,6 +166,10 @@ def _logits_processor(s: Scenario) -> None:
     s.shaping |= {"logits_processor": _Nudge(), "apply_batched_logits_processor": True}
 
 
+def _guided(s: Scenario) -> None:
+    s.shaping["guided_decoding"] = GuidedDecodingParams(regex="([a-d][0-9w]|x[yz]{1,3}){3,60}")
+
+
 def _stop_strings(s: Scenario) -> None:
     s.shaping["stop"] = list("aeiouxyz")
 
@@ -189,6 +194,7 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "prompt_logprobs": _prompt_logprobs,
     "penalties": _penalties,
     "logits_processor": _logits_processor,
+    "guided": _guided,
     "stop_strings": _stop_strings,
     "encode": _encode,
 }

@@ -71,7 +71,6 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ({"agent_hierarchy": []}, "agent_hierarchy", "priority"),
         ({"logprobs_mode": "cooked"}, "logprobs_mode", "processed"),
         ({"priority": 2.0}, "priority", "1"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "guided"),
         ({"seed": 1 << 64}, "seed", "less"),
     ],
 )

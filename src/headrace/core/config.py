@@ -143,6 +143,8 @@ class LlmArgs(Config):
     sampler_type: Literal["auto", "TRTLLMSampler", "TorchSampler"] = "auto"
     """The native core's ("TRTLLMSampler") or torch's ("TorchSampler"): same tokens, same logprobs. "auto" is the native
     one where there is a native core."""
+    guided_decoding_backend: Literal["llguidance", "xgrammar"] | None = "llguidance"
+    """What compiles schemas and grammars; None: requests that ask for guided decoding are refused."""
     batched_logits_processor: Any = None
     """A ``BatchedLogitsProcessor`` for the requests that ask for it."""
     num_threads: Positive | None = None

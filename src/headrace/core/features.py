@@ -108,6 +108,7 @@ FEATURES: tuple[Feature, ...] = (
         "SamplingParams(logits_processor), LLM(batched_logits_processor)",
         "processor_calls",
     ),
+    Feature("guided", "Guided decoding", "SamplingParams(guided_decoding), response_format", "masked_rows"),
     Feature("stop_strings", "Stop strings", "SamplingParams(stop)", "stop_string_hits"),
     Feature("encode", "Embeddings and other pooled results", "LLM.encode(), PoolingParams", "pooled_rows"),
 )
@@ -125,7 +126,6 @@ MISSING_ARGS: tuple[Missing, ...] = (
     Missing("attention_dp_config", f"attention data parallelism is {_LATER}"),
     Missing("torch_compile_config", "headrace does not use torch.compile; leave it out"),
     Missing("cache_transceiver_config", f"disaggregated serving is {_LATER}"),
-    Missing("guided_decoding_backend", f"guided decoding is {_LATER}"),
     Missing("enable_lora", f"LoRA is {_LATER}", (None, False)),
     Missing("lora_config", f"LoRA is {_LATER}"),
     Missing("max_beam_width", f"beam search is {_LATER}", (None, 1)),
@@ -159,7 +159,6 @@ MISSING_SAMPLING: tuple[Missing, ...] = (
     Missing("beam_width_array", f"beam search is {_LATER}"),
     Missing("length_penalty", f"beam search is {_LATER}"),
     Missing("early_stopping", f"beam search is {_LATER}"),
-    Missing("guided_decoding", f"guided decoding is {_LATER}"),
     Missing("return_context_logits", f"raw logits are {_LATER}; prompt_logprobs gives log probabilities", (False,)),
     Missing("return_generation_logits", f"raw logits are {_LATER}; logprobs gives log probabilities", (False,)),
     Missing("return_encoder_output", f"encoder-decoder models are {_LATER}", (False,)),

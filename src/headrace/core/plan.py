@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -105,6 +105,8 @@ class SlotInit:
     """The request's, as its user knows it; -1 where nobody asks."""
     second_from: int | None = None
     """Where the second of two texts begins; None: there is one."""
+    grammar: Any = None
+    """A ``guided.contract.Grammar`` that the output follows; None: it is free."""
 
 
 @dataclass(frozen=True, slots=True)

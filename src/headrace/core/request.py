@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .pooling import Pooling
 from .sampling_params import SamplingParams
@@ -32,6 +33,8 @@ class Request:
     """Prefixes are shared only among requests of equal salt."""
     second_from: int | None = None
     """Where the second of two texts begins in the prompt; None: there is one."""
+    grammar: Any = None
+    """``guided_decoding`` compiled, a ``guided.contract.Grammar``; it never leaves the engine's process."""
     pooling: Pooling | None = None
     """The prompt is encoded, not continued: nothing is sampled, and ``n`` is 1."""
 

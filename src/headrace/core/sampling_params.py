@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import RequestError
+from .guided_params import GuidedDecodingParams
 from .validate import first_problem
 
 _F32_MAX = 3.4028234663852886e38
@@ -70,6 +71,10 @@ class SamplingParams(BaseModel):
     no_repeat_ngram_size: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     """No sequence of so many tokens occurs twice in prompt and output together; 0: as often as it likes."""
 
+    # What the output must look like.
+    guided_decoding: GuidedDecodingParams | None = None
+    """A schema, an expression or a grammar that the output follows."""
+
     # User code (core/processors.py).
     logits_processor: tuple[Callable[..., None], ...] | None = None
     """Called in order with the logits of every row, before all other options (one or several)."""
@@ -103,7 +108,6 @@ class SamplingParams(BaseModel):
     beam_width_array: tuple[int, ...] | None = None
     length_penalty: float | None = None
     early_stopping: int | None = None
-    guided_decoding: Any = None
     return_context_logits: bool = False
     return_generation_logits: bool = False
     return_encoder_output: bool = False
@@ -146,6 +150,16 @@ class SamplingParams(BaseModel):
         if processors is not None and not all(callable(one) for one in processors):
             raise ValueError("give a callable (see LogitsProcessor), or a list of them")
         return tuple(processors or ()) or None
+
+    @field_validator("guided_decoding", mode="before")
+    @classmethod
+    def _from_dict(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        try:
+            return GuidedDecodingParams(**value)
+        except (TypeError, RequestError) as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("embedding_bias", mode="before")
     @classmethod

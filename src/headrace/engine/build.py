@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from headrace.cache.manager import CacheManager, CacheOptions
 from headrace.core.clock import SystemClock
 from headrace.core.config import LlmArgs, NGramDecodingConfig
-from headrace.core.errors import ConfigError, ModelError
+from headrace.core.errors import ConfigError, ModelError, RequestError
 from headrace.core.features import absent_with_states
 from headrace.core.phases import Phases
 from headrace.executor.base import Capacity
 from headrace.executor.inproc import InprocExecutor
+from headrace.guided import Compiler, make_compiler, vocabulary_of
 from headrace.runner.build import build_worker
 from headrace.sched.options import SchedulerOptions
 from headrace.sched.scheduler import Scheduler
@@ -25,6 +27,7 @@ from headrace.weights.checkpoint import Checkpoint, open_checkpoint
 from .backend import StartReport
 from .engine import Engine
 from .find import check_features, find_model, find_tokenizer
+from .grammars import GrammarCompiling
 from .local import LocalBackend
 from .stats import StatsRecorder
 
@@ -51,7 +54,8 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
         with phases.time("assemble loop"):
             memory, effective = executor.call("describe")
             absent = _absent_features(args, capacity)
-            backend = _assemble(args, executor, capacity)
+            eos_ids = _eos_ids(config, generation)
+            backend = _assemble(args, executor, capacity, lambda: _compiler(args, path, capacity, eos_ids))
     except BaseException:
         executor.close()
         raise
@@ -60,7 +64,7 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
         vocab_size=capacity.vocab_size,
         max_seq_len=capacity.max_seq_len,
         max_input_len=_max_input_len(args, capacity),
-        eos_ids=_eos_ids(config, generation),
+        eos_ids=eos_ids,
         pooling=capacity.pooling,
         phases=phases.done,
         memory=memory.rows(),
@@ -68,7 +72,9 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
     )
 
 
-def _assemble(args: LlmArgs, executor: InprocExecutor, capacity: Capacity) -> LocalBackend:
+def _assemble(
+    args: LlmArgs, executor: InprocExecutor, capacity: Capacity, make_compiler: Callable[[], Compiler]
+) -> LocalBackend:
     clock = SystemClock()
     depth = 1 if args.disable_overlap_scheduler else 2
     cache = args.kv_cache_config
@@ -91,7 +97,18 @@ def _assemble(args: LlmArgs, executor: InprocExecutor, capacity: Capacity) -> Lo
     )
     scheduler = Scheduler(manager, options, _proposer(args.speculative_config), clock)
     stats = StatsRecorder(scheduler, clock, args.iter_stats_max_iterations)
-    return LocalBackend(executor, scheduler, depth, clock, stats)
+    return LocalBackend(executor, scheduler, depth, clock, stats, GrammarCompiling(make_compiler, clock))
+
+
+def _compiler(args: LlmArgs, path: Path, capacity: Capacity, eos_ids: frozenset[int]) -> Compiler:
+    """Of ``guided_decoding_backend``. Raises ``RequestError``."""
+    if args.guided_decoding_backend is None:
+        raise RequestError(
+            "guided_decoding is turned off here (guided_decoding_backend=None); start with 'llguidance' or 'xgrammar'",
+            param="guided_decoding",
+        )
+    vocabulary = vocabulary_of(find_tokenizer(args, path, Phases()), capacity.vocab_size, eos_ids)
+    return make_compiler(args.guided_decoding_backend, vocabulary)
 
 
 def _absent_features(args: LlmArgs, capacity: Capacity) -> dict[str, str]:

@@ -84,6 +84,12 @@ class Front:
         check_tokens(sampling, self._limits.vocab_size)
         text = prompt if isinstance(prompt, str) else None
         ids = self._ids_of(prompt, sampling, self._limits.max_input_len)
+        if sampling.guided_decoding is not None and not self._eos_ids(sampling):
+            raise RequestError(
+                "guided_decoding: the end of the grammar is an end token, and there is none; leave ignore_eos off and"
+                " end_id out",
+                param="guided_decoding",
+            )
         if self._tokenizer is None and (sampling.stop or sampling.bad):
             raise RequestError("stop and bad words need a tokenizer; give stop_token_ids / bad_token_ids", param="stop")
         return text, ids

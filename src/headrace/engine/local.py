@@ -15,6 +15,7 @@ from headrace.executor.base import Executor
 from headrace.sched.scheduler import Scheduler
 
 from .backend import Deliver, Fail
+from .grammars import GrammarCompiling
 from .loop import EngineLoop, tell_nobody
 from .stats import StatsRecorder
 
@@ -53,8 +54,17 @@ QUESTIONS: dict[str, Callable[[Scheduler, StatsRecorder], Any]] = {
 class LocalBackend:
     """``Backend`` over an executor that has started."""
 
-    def __init__(self, executor: Executor, scheduler: Scheduler, depth: int, clock: Clock, stats: StatsRecorder):
+    def __init__(
+        self,
+        executor: Executor,
+        scheduler: Scheduler,
+        depth: int,
+        clock: Clock,
+        stats: StatsRecorder,
+        grammars: GrammarCompiling,
+    ) -> None:
         """``depth``: steps in flight."""
+        self._grammars = grammars
         self.executor = executor
         self._scheduler = scheduler
         self._depth = depth
@@ -80,7 +90,10 @@ class LocalBackend:
 
     def submit(self, request: Request) -> None:
         self._check_alive()
-        self.loop.submit(request)
+        if request.sampling.guided_decoding is None:
+            self.loop.submit(request)
+        else:
+            self._grammars.submit(request, self.loop)
 
     def cancel(self, request_id: int) -> None:
         self._check_alive()
@@ -111,6 +124,7 @@ class LocalBackend:
     def shutdown(self) -> None:
         if self._loop is not None:
             self._loop.stop(drain=False, timeout=30)
+        self._grammars.close()
         self.executor.close()
 
     def _check_alive(self) -> None:

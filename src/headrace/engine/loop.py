@@ -21,7 +21,7 @@ from headrace.core.outputs import SequenceUpdate
 from headrace.core.plan import FinishReason, StepPlan, StepResult
 from headrace.core.request import Request
 from headrace.executor.base import Executor
-from headrace.sched.commands import Cancel, Command, Control, Finish, Submit
+from headrace.sched.commands import Cancel, Command, Control, Finish, Refuse, Submit
 from headrace.sched.scheduler import Scheduler
 
 log = logging.getLogger("headrace")
@@ -71,6 +71,7 @@ class EngineLoop:
         self._on_end = on_end
         self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
         self._inbox: deque[Command] = deque()
+        self._held: dict[int, Request] = {}
         self._wakeup = threading.Condition()
         self._stopping = False
         self._draining = False
@@ -87,9 +88,36 @@ class EngineLoop:
         self._scheduler.admission.max_length(request)
         self._post(Submit(request))
 
+    def hold(self, request: Request) -> None:
+        """Announces a request that will be submitted when it is ready: it can be cancelled, and ends with the loop.
+        Raises as ``submit`` does."""
+        self._scheduler.admission.max_length(request)
+        with self._wakeup:
+            self._check_open()
+            self._held[request.request_id] = request
+
+    def holds(self, request_id: int) -> bool:
+        """True until the request is released, refused or cancelled."""
+        return request_id in self._held
+
+    def release(self, request: Request) -> None:
+        """Submits a request that was held, if it still is."""
+        with self._wakeup:
+            if self._held.pop(request.request_id, None) is not None:
+                self._post(Submit(request))
+
+    def refuse(self, request_id: int, reason: FinishReason, error: Exception | None = None) -> None:
+        """Ends a request that was held, if it still is."""
+        with self._wakeup:
+            request = self._held.pop(request_id, None)
+            if request is not None:
+                self._post(Refuse(request, reason, error))
+
     def cancel(self, request_id: int) -> None:
         """Ends a request within one step; one that has ended already is left as it is."""
-        self._post(Cancel(request_id))
+        with self._wakeup:
+            held = self._held.pop(request_id, None)
+            self._post(Cancel(request_id) if held is None else Refuse(held, FinishReason.CANCELLED, None))
 
     def finish(self, request_id: int, index: int, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         """Ends one output of a request: its end was found in the text."""
@@ -149,14 +177,20 @@ class EngineLoop:
 
     def _post(self, command: Command) -> None:
         with self._wakeup:
-            if self._dead is not None:
+            if isinstance(command, Submit):
+                self._check_open()
+            elif self._dead is not None:
                 raise EngineDeadError(str(self._dead)) from self._dead
-            if self._stopping and isinstance(command, Submit):
-                raise EngineDeadError("the engine is shutting down and takes no more requests")
             if self.is_idle:
                 self._heartbeat = self._clock.now()
             self._inbox.append(command)
             self._wakeup.notify()
+
+    def _check_open(self) -> None:
+        if self._dead is not None:
+            raise EngineDeadError(str(self._dead)) from self._dead
+        if self._stopping:
+            raise EngineDeadError("the engine is shutting down and takes no more requests")
 
     # In the loop's own thread.
 
@@ -233,14 +267,16 @@ class EngineLoop:
             self._dead = dead
             left = list(self._inbox)
             self._inbox.clear()
+            held = list(self._held.values())
+            self._held.clear()
         self._on_end(dead)
         waiting = dict.fromkeys(self._scheduler.live)
         # What the sink choked on may have held the end of a request that the scheduler no longer knows.
         waiting |= dict.fromkeys((update.request_id, update.index) for update in self._undelivered)
+        held += [command.request for command in left if isinstance(command, Submit | Refuse)]
+        waiting |= dict.fromkeys((request.request_id, index) for request in held for index in range(request.n))
         for command in left:
-            if isinstance(command, Submit):
-                waiting |= dict.fromkeys((command.request.request_id, index) for index in range(command.request.n))
-            elif isinstance(command, Control):
+            if isinstance(command, Control):
                 command.give_up(dead)
         now = self._clock.now()
         updates = [

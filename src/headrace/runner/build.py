@@ -27,7 +27,7 @@ from headrace.ops.blocks import block_layout
 from headrace.ops.memory import huge_zeros
 from headrace.ops.native import core
 from headrace.ops.table import FORCE_VARIABLE, Ops, read_forced, select_ops
-from headrace.sampling import NativeSampler, ProcessingSampler, Sampler, TorchSampler
+from headrace.sampling import GuidedSampler, NativeSampler, ProcessingSampler, Sampler, TorchSampler
 from headrace.weights.checkpoint import Checkpoint
 from headrace.weights.dummy import DummyCheckpoint
 
@@ -115,7 +115,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
         "graph_sizes": list(sizes),
         "pooling": msgspec.to_builtins(model.pooling),
     }
-    sampler = ProcessingSampler(sampler, args.batched_logits_processor)
+    sampler = ProcessingSampler(GuidedSampler(sampler, model.vocab_size), args.batched_logits_processor)
     states = _states(model, ops, groups, max_drafts)
     runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, Poolers(model), states)
     return Worker(runner, capacity, memory, effective)

@@ -175,6 +175,7 @@ class StepRunner:
         counters["logprob_rows"] += len(outcome.logprobs)
         counters["processed_rows"] += outcome.n_changed
         counters["processor_calls"] += outcome.n_processed
+        counters["masked_rows"] += outcome.n_masked
         return outcome, {item.index: int(first) for item, first in zip(items, first_rows, strict=True)}
 
     def _settle(

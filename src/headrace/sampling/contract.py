@@ -73,6 +73,8 @@ class SampleOutcome:
     """Row to what was wrong with it. Rows do not fail together: each is the matter of one request."""
     n_changed: int = 0
     """Rows whose logits a bias, a penalty or a ban changed before the draw."""
+    n_masked: int = 0
+    """Rows that guided decoding has given a mask."""
     n_processed: int = 0
     """Rows that a logits processor has seen."""
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)

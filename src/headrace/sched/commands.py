@@ -21,6 +21,15 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True)
+class Refuse:
+    """A request that was announced to the loop ends without having been submitted."""
+
+    request: Request
+    reason: FinishReason
+    error: Exception | None
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """All sequences of a request end with CANCELLED. One that has ended already stays as it is."""
 
@@ -46,4 +55,4 @@ class Control:
     """Called instead of ``run`` when the engine has ended first."""
 
 
-Command = Submit | Cancel | Finish | Control
+Command = Submit | Refuse | Cancel | Finish | Control

@@ -240,6 +240,7 @@ class Planner:
                 pooling=request.pooling,
                 request_id=request.request_id,
                 second_from=request.second_from,
+                grammar=request.grammar,
             )
         )
         if seq.cached_tokens is None:

@@ -27,7 +27,7 @@ from headrace.spec.proposer import Proposer
 from .admission import Admission
 from .capacity import capacity_policy
 from .chunking import chunking_policy
-from .commands import Cancel, Command, Control, Finish, Submit
+from .commands import Cancel, Command, Control, Finish, Refuse, Submit
 from .options import SchedulerOptions
 from .planner import Planner
 from .residents import Residents
@@ -94,6 +94,8 @@ class Scheduler:
             match command:
                 case Submit(request):
                     updates += self._submit(request)
+                case Refuse(request, reason, error):
+                    updates += self._refuse(request, reason, error)
                 case Cancel(request_id):
                     for seq in self._live(request_id):
                         updates.append(self._end(seq, FinishReason.CANCELLED))
@@ -117,12 +119,7 @@ class Scheduler:
         try:
             max_length = self._accept(request)
         except RequestError as error:
-            self._witnesses["failed"] += request.n
-            now = self._clock.now()
-            return [
-                SequenceUpdate(request.request_id, index, finish_reason=FinishReason.ERROR, error=error, time=now)
-                for index in range(request.n)
-            ]
+            return self._refuse(request, FinishReason.ERROR, error)
         live = self._requests[request.request_id] = {}
         for index in range(request.n):
             seq = Sequence(self._next_seq_id, request, index, max_length, drafts_wait=self._proposer.needs_tokens)
@@ -132,6 +129,14 @@ class Scheduler:
         if request.deadline is not None:
             self._deadlines.push(request.deadline, live)
         return []
+
+    def _refuse(self, request: Request, reason: FinishReason, error: Exception | None) -> list[SequenceUpdate]:
+        self._witnesses[_WITNESS_OF_END[reason]] += request.n
+        now = self._clock.now()
+        return [
+            SequenceUpdate(request.request_id, index, finish_reason=reason, error=error, time=now)
+            for index in range(request.n)
+        ]
 
     def _accept(self, request: Request) -> int:
         """The length limit of the request's sequences. Raises ``RequestError``."""

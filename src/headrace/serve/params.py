@@ -60,6 +60,7 @@ def _params(body: Generation, **more: Any) -> SamplingParams:
         # OpenAI's seeds are signed.
         seed=None if body.seed is None else body.seed % (1 << 64),
         stop=body.stop or None,
+        guided_decoding=body.guided(),
         top_p_min=body.top_p_min or None,
         embedding_bias=bias or None,
         **{name: getattr(body, name) for name in _SAME},

@@ -22,6 +22,9 @@ from pydantic_core import PydanticCustomError
 
 from headrace.core.errors import did_you_mean
 from headrace.core.features import Missing
+from headrace.core.guided_params import GuidedDecodingParams
+
+from .guided import GUIDED_FIELDS, RESPONSE_FORMAT_SCHEMA, read_guided, read_response_format
 
 MAX_PROMPTS = 512
 MAX_SEQUENCES = 1024
@@ -63,7 +66,6 @@ MISSING_SAMPLING = (
     Missing("length_penalty", _BEAMS, (None, 1.0)),
     Missing("early_stopping", _BEAMS, (None, False)),
     Missing("return_context_logits", f"raw logits are {NOT_YET}; prompt_logprobs is there", (None, False)),
-    Missing("response_format", f"guided decoding is {NOT_YET}", (None, {"type": "text"})),
     Missing("lora_request", f"LoRA is {NOT_YET}"),
     Missing("disaggregated_params", f"disaggregated serving is {NOT_YET}"),
     Missing("conversation_params", f"requests are not routed; {NOT_YET}"),
@@ -176,11 +178,34 @@ class Generation(Body):
     """A choice gets prompt_logprobs: for each prompt token but the first, its logprob and the k most likely."""
     logprobs_mode: Literal["raw", "processed"] = "raw"
     priority: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    response_format: Annotated[
+        GuidedDecodingParams | None, PlainValidator(read_response_format), WithJsonSchema(RESPONSE_FORMAT_SCHEMA)
+    ] = None
+    """type: text, json_object, json_schema, and beyond OpenAI: json, regex, ebnf, structural_tag."""
+    guided_json: dict[str, Any] | Text | None = None
+    """As response_format of type json."""
+    guided_regex: Text | None = None
+    guided_choice: Annotated[list[Text], FEW_ITEMS] | None = None
+    """The text is one of these."""
+    guided_grammar: Text | None = None
     cache_salt: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
 
+    def guided(self) -> GuidedDecodingParams | None:
+        """What the text must look like, whichever field says so."""
+        asked = {name: getattr(self, name) for name in GUIDED_FIELDS if getattr(self, name) is not None}
+        if len(asked) + (self.response_format is not None) > 1:
+            raise refused("response_format", f"give one of response_format, {', '.join(GUIDED_FIELDS)}, not several")
+        for name, value in asked.items():
+            try:
+                return read_guided(name, value)
+            except ValueError as error:
+                raise refused(name, f"{name}: {error}") from None
+        return self.response_format
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self.guided()
         if self.stream_options is not None and not self.stream:
             raise refused("stream_options", "stream_options goes with stream=true only")
         if self.prompt_logprobs is not None and self.stream:

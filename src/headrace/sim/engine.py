@@ -16,13 +16,16 @@ from headrace.cache.groups import group_layers
 from headrace.cache.manager import CacheManager, CacheOptions
 from headrace.cache.specs import CacheSpec, FullKV, SlidingKV
 from headrace.core.clock import SystemClock, VirtualClock
+from headrace.core.errors import RequestError
 from headrace.core.phases import Phases
 from headrace.engine.backend import StartReport
+from headrace.engine.grammars import GrammarCompiling
 from headrace.engine.local import LocalBackend
 from headrace.engine.process import main
 from headrace.engine.stats import StatsRecorder
 from headrace.executor.base import Capacity
 from headrace.executor.sim import SimCost, SimExecutor
+from headrace.guided import Compiler
 from headrace.sched.options import SchedulerOptions
 from headrace.sched.scheduler import Scheduler
 from headrace.spec.proposer import NoProposer
@@ -79,7 +82,12 @@ def _assemble(wanted: SimSettings) -> LocalBackend:
     capacity = Capacity(wanted.max_batch_size, wanted.max_seq_len, wanted.vocab_size, groups, arena)
     cost = SimCost(wanted.step_seconds, 0.0)
     executor = SimExecutor(capacity, _Sleeper() if wanted.step_seconds else VirtualClock(), cost)
-    return LocalBackend(executor, scheduler, options.depth, clock, StatsRecorder(scheduler, clock, 1000))
+    stats = StatsRecorder(scheduler, clock, 1000)
+    return LocalBackend(executor, scheduler, options.depth, clock, stats, GrammarCompiling(_no_grammars, clock))
+
+
+def _no_grammars() -> Compiler:
+    raise RequestError("guided_decoding: made-up tokens follow no grammar", param="guided_decoding")
 
 
 if __name__ == "__main__":
