@@ -169,6 +169,7 @@ def test_nothing_to_make_bytes_of() -> None:
         ({"json": "true"}, "json"),
         ({"json": {"a": float("nan")}}, "json"),
         ({"regex": ""}, "regex"),
+        ({"regex": "\ud800"}, "regex"),
         ({"regex": "a" * 300_000}, "at most"),
         ({"choice": []}, "choice"),
         ({"choice": ["a", 3]}, "choice"),

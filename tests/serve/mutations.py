@@ -97,7 +97,8 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (True, False),
     "model": ("tiny", None),
     "user": ("a" * 1000,),
-    "response_format": ({"type": "text"},),
+    "response_format": ({"type": "text"}, {"type": "json_object"}, {"type": "regex", "regex": "a|b"}),
+    "guided_choice": (["a", "b"],),
     "tokens": ([], [0, 1, 2], [200] * 300),
     "return_token_strs": (True,),
 }

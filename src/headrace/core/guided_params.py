@@ -60,6 +60,7 @@ def _text(value: Any) -> str:
         raise TypeError(f"give a text, not {value!r:.60}")
     if len(value) > MAX_TEXT:
         raise ValueError(f"{len(value)} characters; at most {MAX_TEXT} are taken")
+    value.encode()  # a UnicodeEncodeError is a ValueError
     return value
 
 
