@@ -15,7 +15,20 @@ MARK = "<!-- From here on the page is written by `make structure` out of the mod
 
 # In the order of the arrows: a part knows those above it at most. A part that is missing here comes last.
 ORDER = (
-    *("core", "cache", "spec", "quant", "weights", "tokenizer", "guided", "sampling", "ops", "layers", "models", "sched"),
+    *(
+        "core",
+        "cache",
+        "spec",
+        "quant",
+        "weights",
+        "tokenizer",
+        "guided",
+        "sampling",
+        "ops",
+        "layers",
+        "models",
+        "sched",
+    ),
     *("runner", "executor", "engine", "sim", "bench", "serve", "cli"),
 )
 
