@@ -83,4 +83,4 @@ def test_the_built_in_model_in_its_own_blocks(tmp_path):
     # Only activations are rounded: no more than twice what 8-bit weights and activations were simulated to cost.
     assert 0 < by_mode["gguf"]["mean_kl"] < 1e-2
     assert 0 < by_mode["int8"]["mean_kl"] < 1e-2
-    assert by_mode["gguf"]["n_bytes"] < 0.17 * by_mode["float32"]["n_bytes"]
+    assert by_mode["gguf"]["n_bytes"] < 0.19 * by_mode["float32"]["n_bytes"]
