@@ -23,7 +23,7 @@ DEMO_PROMPTS := \
 	"Explain in two sentences why the sky is blue." \
 	"Name three planets and one fact about each."
 
-.PHONY: install demo test test-slow lint structure bench clean
+.PHONY: install demo test test-slow test-full lint structure bench clean
 
 install: $(STAMP)
 
@@ -57,10 +57,13 @@ demo: install
 	@$(BIN)/headrace generate smollm2 $(DEMO_PROMPTS) --max-tokens 96
 
 test: install lint
-	$(PYTEST) -m "not slow" $(TEST_ARGS)
+	$(PYTEST) -m "not slow and not full" $(TEST_ARGS)
 
 test-slow: install
 	$(PYTEST) -m slow $(TEST_ARGS)
+
+test-full: install
+	$(PYTEST) -m full $(TEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

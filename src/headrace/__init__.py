@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         ContextChunkingPolicy,
         CudaGraphConfig,
         KvCacheConfig,
-        NGramDecodingConfig,
         SchedulerConfig,
     )
     from headrace.core.errors import (
@@ -33,6 +32,12 @@ if TYPE_CHECKING:
     from headrace.core.pooling import PoolingParams
     from headrace.core.processors import BatchedLogitsProcessor, LogitsProcessor
     from headrace.core.sampling_params import SamplingParams
+    from headrace.core.speculative import (
+        DraftTargetDecodingConfig,
+        NGramDecodingConfig,
+        SADecodingConfig,
+        UserProvidedDecodingConfig,
+    )
     from headrace.engine.results import CompletionOutput, EncodeOutput, RequestOutput
     from headrace.llm import LLM
 
@@ -48,7 +53,10 @@ _HOME = {
     "SchedulerConfig": "headrace.core.config",
     "CapacitySchedulerPolicy": "headrace.core.config",
     "ContextChunkingPolicy": "headrace.core.config",
-    "NGramDecodingConfig": "headrace.core.config",
+    "NGramDecodingConfig": "headrace.core.speculative",
+    "SADecodingConfig": "headrace.core.speculative",
+    "DraftTargetDecodingConfig": "headrace.core.speculative",
+    "UserProvidedDecodingConfig": "headrace.core.speculative",
     "EncodeOutput": "headrace.engine.results",
     "RequestOutput": "headrace.engine.results",
     "CompletionOutput": "headrace.engine.results",
@@ -71,6 +79,7 @@ __all__ = [
     "ConfigError",
     "ContextChunkingPolicy",
     "CudaGraphConfig",
+    "DraftTargetDecodingConfig",
     "EncodeOutput",
     "EngineDeadError",
     "EngineError",
@@ -84,8 +93,10 @@ __all__ = [
     "PoolingParams",
     "RequestError",
     "RequestOutput",
+    "SADecodingConfig",
     "SamplingParams",
     "SchedulerConfig",
+    "UserProvidedDecodingConfig",
 ]
 
 

@@ -12,6 +12,7 @@ from headrace.cli.options import sampling_fields, split_model, with_engine_optio
 from headrace.core.config import LlmArgs
 from headrace.core.features import MISSING_SAMPLING
 from headrace.core.sampling_params import SamplingParams
+from headrace.core.speculative import DraftTargetDecodingConfig, SADecodingConfig
 
 
 def _parsed(*arguments: str) -> dict[str, Any]:
@@ -76,6 +77,21 @@ def test_engine_options_are_arguments_of_the_engine() -> None:
     assert args.num_threads == 2
     assert args.speculative_config is not None
     assert args.speculative_config.max_draft_len == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--speculative", "suffix"), SADecodingConfig(max_draft_len=4)),
+        (("--draft-model", "d"), DraftTargetDecodingConfig(max_draft_len=4, speculative_model="d")),
+        (
+            ("--speculative", "draft-model", "--draft-model", "d", "--draft-len", "2"),
+            DraftTargetDecodingConfig(max_draft_len=2, speculative_model="d"),
+        ),
+    ],
+)
+def test_ways_to_draft(options: tuple[str, ...], expected: object) -> None:
+    assert LlmArgs.from_call("m", _parsed(*options)["engine"]).speculative_config == expected
 
 
 @pytest.mark.parametrize(

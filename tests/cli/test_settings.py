@@ -55,7 +55,7 @@ def test_values_are_typed_by_yaml(text: str, value: object) -> None:
         ("kv_cach_config.max_tokens", "'kv_cache_config.max_tokens'"),
         ("max_tokens", "'kv_cache_config.max_tokens'"),
         ("max_queue_size", "'scheduler_config.max_queue_size'"),
-        ("speculative_config.draft", "speculative_config.max_draft_len"),
+        ("speculative_config.max_drafts", "speculative_config.max_draft_len"),
         ("zzz", "Known: "),
         ("model", "Known: "),
     ],

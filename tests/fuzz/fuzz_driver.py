@@ -29,7 +29,7 @@ LAYERS = (
 )
 CAPACITY = ("MAX_UTILIZATION",) * 4 + ("GUARANTEED_NO_EVICT", "STATIC_BATCH")
 CHUNKING = ("FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS")
-PROPOSERS = ("none", "ngram", "seer", "blind")
+PROPOSERS = ("none", "ngram", "seer", "blind", "worker")
 
 
 def random_config(rng: random.Random) -> RigConfig:

@@ -1,11 +1,17 @@
-"""Which features meet on which family: all of them in the whole suite, a rotation of them in its quick half."""
+"""Which features meet on which family.
+
+Three tiers: a quick one, a slow one with a sample that turns from day to day, and the full one with all the rest.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from headrace.core.features import FEATURES, absent_with_states, feature
 
@@ -27,7 +33,8 @@ STATEFUL = ("nemotron-h", "qwen3-next")
 TOUCHING_STATES = frozenset(
     ("batching", "chunked_prefill", "kv_reuse", "preemption", "overlap", "graph", "ngram", "n", "cancel")
 )
-"""What has to do with where states are kept and when they move on: the pairs of these are quick on those families."""
+"""What has to do with where states are kept and when they move on: pairs of these are in every slow run on those
+families."""
 FAMILIES = (*FULL, *WINDOWED, *STATEFUL)
 """Variants of ``parity.tiny``, one for each architecture."""
 QUANTISED = {
@@ -41,6 +48,14 @@ ENCODE_ONLY = ("bert", "classification", "reward")
 """Modules of architectures that do not generate: ``parity/test_pooling.py`` and ``test_bert.py`` have them."""
 
 NAMES = tuple(row.name for row in FEATURES)
+
+TURN = int(os.environ.get("HEADRACE_TURN", time.time() // 86_400))
+"""Which sample the slow tier takes: another one every day, or the one that the variable says."""
+
+SLOW_FAMILIES = 2
+"""On how many more families the slow tier shows each pair."""
+
+Tier = Literal["quick", "slow", "full"]
 
 
 def _possible(pair: tuple[str, ...]) -> bool:
@@ -61,14 +76,26 @@ def pairs_on(family: str) -> tuple[tuple[str, ...], ...]:
     return tuple(pair for pair in PAIRS if set(pair) <= set(names_on(family)))
 
 
-def _quick(kind: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Pairs, each on one family of a kind: the one that its features are newest to, of those with the fewest pairs."""
-    met: dict[str, Counter[str]] = {family: Counter() for family in kind}
-    for pair in pairs_on(kind[0]):
-        family = min(kind, key=lambda one: (sum(met[one][name] > 0 for name in pair), met[one].total()))
-        if kind != STATEFUL or set(pair) <= TOUCHING_STATES or not set(pair) <= set(met[family]):
-            met[family].update(pair)
-            yield pair, family
+def everything(family: str, turn: int) -> tuple[str, ...]:
+    """As many features at once as go together. Where some exclude each other, ``turn`` says who goes first."""
+    names = names_on(family)
+    rivals = [name for name in names if any(not _possible((name, other)) for other in names)]
+    shift = turn % max(1, len(rivals))
+    chosen: list[str] = []
+    for name in (*rivals[shift:], *rivals[:shift]):
+        if all(_possible((name, other)) for other in chosen):
+            chosen.append(name)
+    return tuple(name for name in names if name in chosen or name not in rivals)
+
+
+def _quick() -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every pair on one family: the one that its features are newest to, of those with the fewest pairs."""
+    met: dict[str, Counter[str]] = {family: Counter() for family in FAMILIES}
+    for pair in PAIRS:
+        can = [family for family in FAMILIES if pair in pairs_on(family)]
+        family = min(can, key=lambda one: (sum(met[one][name] > 0 for name in pair), met[one].total()))
+        met[family].update(pair)
+        yield pair, family
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +104,29 @@ class Case:
 
     names: tuple[str, ...]
     family: str
-    is_slow: bool
+    tier: Tier
 
     @property
     def id(self) -> str:
-        return f"{'everything' if self.names == names_on(self.family) else '+'.join(self.names)}-{self.family}"
+        return f"{'everything' if len(self.names) > 2 else '+'.join(self.names)}-{self.family}"
 
 
-def all_cases() -> list[Case]:
-    """Every feature alone, every pair, and everything at once, on every family. Of the pairs, each is quick on one
-    family of each kind, which changes from pair to pair; on stateful ones, those that have to do with states. The
-    cases of a family stand together: they share its plain runs."""
-    quick = {*_quick(FULL), *_quick(WINDOWED), *_quick(STATEFUL)}
+def all_cases(turn: int = TURN) -> list[Case]:
+    """Every feature alone, every pair, and everything at once, on every family.
+
+    Quick are everything at once on every family, and each pair on one, so that every family sees every feature in
+    company. Slow are every feature alone, and each pair on a few more families. A family's cases stand together: they
+    share its plain runs.
+    """
+    quick = set(_quick())
     families = (*FAMILIES, *QUANTISED)
     # What products are made of knows no feature: everything at once says most of it, and what fails is found alone.
-    cases = [
-        Case(names, family, is_slow=family in QUANTISED and len(names) == 1)
-        for family in families
-        for names in (*((name,) for name in names_on(family)), names_on(family))
-    ]
-    cases += [Case(pair, family, (pair, family) not in quick) for family in FAMILIES for pair in pairs_on(family)]
-    return sorted(cases, key=lambda case: (case.is_slow, families.index(case.family)))
+    cases = [Case(everything(family, index), family, "quick") for index, family in enumerate(families)]
+    cases += [Case((name,), family, "slow") for family in families for name in names_on(family)]
+    for index, family in enumerate(FAMILIES):
+        for place, pair in enumerate(pairs_on(family)):
+            is_drawn = (index - place * SLOW_FAMILIES - turn) % len(FAMILIES) < SLOW_FAMILIES
+            is_drawn |= family in STATEFUL and set(pair) <= TOUCHING_STATES
+            tier: Tier = "quick" if (pair, family) in quick else "slow" if is_drawn else "full"
+            cases.append(Case(pair, family, tier))
+    return sorted(cases, key=lambda case: (case.tier, families.index(case.family)))

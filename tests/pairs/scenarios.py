@@ -16,13 +16,19 @@ import numpy as np
 from headrace import (
     LLM,
     CudaGraphConfig,
+    DraftTargetDecodingConfig,
     GuidedDecodingParams,
     KvCacheConfig,
     NGramDecodingConfig,
     PoolingParams,
     RequestOutput,
+    SADecodingConfig,
     SamplingParams,
+    UserProvidedDecodingConfig,
 )
+
+DRAFT_MODEL = "draft"
+"""Folder in a model's own folder: a model with the same vocabulary that often draws the same tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,8 @@ class Scenario:
     """Every prompt is encoded as well, beside its own continuation."""
     tight: bool = False
     """Too little cache for all."""
+    drafts_by: str = ""
+    """draft_model or user_drafter: what drafts is only known when the model and the plain run are."""
 
 
 def plain() -> Scenario:
@@ -106,6 +114,18 @@ def _graph(s: Scenario) -> None:
 
 def _ngram(s: Scenario) -> None:
     s.args["speculative_config"] = NGramDecodingConfig(max_draft_len=3)
+
+
+def _suffix(s: Scenario) -> None:
+    s.args["speculative_config"] = SADecodingConfig(max_draft_len=3, min_matching_length=1)
+
+
+def _draft_model(s: Scenario) -> None:
+    s.drafts_by = "draft_model"
+
+
+def _user_drafter(s: Scenario) -> None:
+    s.drafts_by = "user_drafter"
 
 
 def _n(s: Scenario) -> None:
@@ -187,6 +207,9 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "overlap": _overlap,
     "graph": _graph,
     "ngram": _ngram,
+    "suffix": _suffix,
+    "draft_model": _draft_model,
+    "user_drafter": _user_drafter,
     "n": _n,
     "cancel": _cancel,
     "priority": _priority,
@@ -213,7 +236,7 @@ def with_features(names: Iterable[str]) -> Scenario:
     on = set(names)
     for name in on:
         TURN_ON[name](scenario)
-    if {"overlap", "ngram"} <= on:
+    if "overlap" in on and on & {"ngram", "suffix", "user_drafter"}:
         # Every sequence waits for its own tokens; a step overlaps another only where rows have to take turns.
         scenario.args |= {"max_batch_size": 8, "enable_chunked_prefill": True, "max_num_tokens": 12}
     return scenario
@@ -255,11 +278,12 @@ class Finished:
     """The operators promise bits, not only tokens."""
 
 
-def run(model: Path | str, scenario: Scenario, work: Work) -> Finished:
-    """All requests through one engine."""
+def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | None = None) -> Finished:
+    """All requests through one engine. ``plain``: where it is known, what should come out."""
     tokens = work.tight_cache_tokens if scenario.tight else work.cache_tokens
     cache = KvCacheConfig(max_tokens=tokens, **scenario.cache)
-    with LLM(model, dtype="float32", num_threads=1, kv_cache_config=cache, **scenario.args) as llm:
+    args = scenario.args | _drafting(scenario, model, work, plain)
+    with LLM(model, dtype="float32", num_threads=1, kv_cache_config=cache, **args) as llm:
         strangers = _start_strangers(llm, work) if scenario.strangers else []
         requests = [
             llm.generate_async(
@@ -285,6 +309,34 @@ def run(model: Path | str, scenario: Scenario, work: Work) -> Finished:
 
 
 _POOLING = ("last", "mean", "all")
+
+
+def _drafting(scenario: Scenario, model: Path | str, work: Work, plain: Finished | None) -> dict[str, Any]:
+    if scenario.drafts_by == "draft_model":
+        # A built-in model drafts for itself.
+        folder = model / DRAFT_MODEL if isinstance(model, Path) else model
+        config = DraftTargetDecodingConfig(max_draft_len=3, speculative_model=str(folder))
+        return {"speculative_config": config}
+    if scenario.drafts_by == "user_drafter":
+        assert plain is not None, "the user's drafter repeats the plain run"
+        return {"speculative_config": UserProvidedDecodingConfig(max_draft_len=3, drafter=_Replay(work, plain))}
+    return {}
+
+
+class _Replay:
+    """Drafts what the plain run gave, with a wrong token now and then."""
+
+    def __init__(self, work: Work, plain: Finished) -> None:
+        pairs = zip(work.prompts, plain.outputs, strict=True)
+        self._texts = [prompt + list(one.token_ids) for prompt, outputs in pairs for one in outputs]
+
+    def __call__(self, tokens: list[int], limit: int) -> list[int]:
+        text = next((text for text in self._texts if text[: len(tokens)] == tokens), [])
+        drafts = text[len(tokens) : len(tokens) + limit]
+        if drafts and sum(tokens) % 3 == 0:
+            place = sum(tokens) // 3 % len(drafts)
+            drafts[place] = 5 if drafts[place] == 4 else 4
+        return drafts
 
 
 def _sampling(scenario: Scenario, work: Work, index: int) -> SamplingParams:

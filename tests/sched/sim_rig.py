@@ -24,6 +24,7 @@ from headrace.executor.sim_model import PlainRun, plain_run
 from headrace.sched.commands import Cancel, Command, Finish, Submit
 from headrace.sched.options import SchedulerOptions
 from headrace.sched.scheduler import Scheduler
+from headrace.spec import WorkerProposer
 from headrace.spec.ngram import NGramProposer
 from headrace.spec.proposer import NoProposer, Proposer
 
@@ -56,7 +57,7 @@ class RigConfig:
     scheduler: SchedulerOptions = field(default_factory=lambda: SchedulerOptions(4, 64, 128, depth=2))
     cache: CacheOptions = field(default_factory=CacheOptions)
     proposer: str = "none"
-    """none, ngram, seer (often right, waits for tokens) or blind (guesses without waiting)."""
+    """none, ngram, seer (often right, waits for tokens), blind (guesses without waiting) or worker (drafts there)."""
 
 
 class SeerProposer:
@@ -128,6 +129,8 @@ class Rig:
     def _proposer(self, name: str) -> Proposer:
         if name == "ngram":
             return NGramProposer(max_draft_len=4, max_matching_ngram_size=2)
+        if name == "worker":
+            return WorkerProposer(max_draft_len=4)
         return NoProposer() if name == "none" else SeerProposer(self, needs_tokens=name == "seer")
 
     # Driving.

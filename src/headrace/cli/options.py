@@ -128,7 +128,8 @@ def _engine_options(
     threads: Annotated[int | None, _engine(help="Compute threads.")] = None,
     kv_cache_dtype: Annotated[str | None, _engine(help="auto (as --dtype), float32, bfloat16 or float16.")] = None,
     enable_chunked_prefill: Annotated[bool | None, _engine(help="Long prompts in pieces (on).")] = None,
-    speculative: Annotated[str | None, _engine(help="Draft tokens with: ngram.")] = None,
+    speculative: Annotated[str | None, _engine(help="Draft tokens with: ngram, suffix, or draft-model.")] = None,
+    draft_model: Annotated[str | None, _engine(help="The model that drafts, for --speculative draft-model.")] = None,
     draft_len: Annotated[int | None, _engine(help="Most draft tokens a step (4).")] = None,
     tokenizer: Annotated[str | None, _engine(help="Folder or hub id; else the model's own.")] = None,
     revision: Annotated[str | None, _engine(help="Revision of the model on the hub.")] = None,
@@ -158,13 +159,31 @@ def _engine_options(
         arguments["kv_cache_config"] = cache
     if quantization not in (None, "none"):
         arguments["quant_config"] = {"quant_algo": quantization}
-    if speculative not in (None, "ngram"):
-        raise ConfigError(f"--speculative {speculative}: this version drafts with 'ngram' only")
-    if speculative is not None:
-        arguments["speculative_config"] = {"max_draft_len": 4 if draft_len is None else draft_len}
-    elif draft_len is not None:
-        raise ConfigError("--draft-len goes with --speculative; or --set speculative_config.max_draft_len=N")
+    arguments |= _drafting(speculative, draft_model, draft_len)
     return gather(config, arguments, settings or ())
+
+
+_DRAFTING = {"ngram": "NGram", "suffix": "SA", "draft-model": "Draft_Target"}
+
+
+def _drafting(speculative: str | None, draft_model: str | None, draft_len: int | None) -> dict[str, Any]:
+    if draft_model is not None and speculative is None:
+        speculative = "draft-model"
+    if speculative is None:
+        if draft_len is not None:
+            raise ConfigError("--draft-len goes with --speculative; or --set speculative_config.max_draft_len=N")
+        return {}
+    if speculative not in _DRAFTING:
+        raise ConfigError(f"--speculative {speculative}: there are {', '.join(_DRAFTING)}")
+    if (speculative == "draft-model") != (draft_model is not None):
+        raise ConfigError("--draft-model PATH names the model that drafts: it goes with --speculative draft-model only")
+    config: dict[str, Any] = {
+        "decoding_type": _DRAFTING[speculative],
+        "max_draft_len": 4 if draft_len is None else draft_len,
+    }
+    if draft_model is not None:
+        config["speculative_model"] = draft_model
+    return {"speculative_config": config}
 
 
 def sampling_params(given: Mapping[str, Any], **defaults: Any) -> SamplingParams:

@@ -116,20 +116,20 @@ def _known() -> tuple[set[str], set[str]]:
 
     def visit(cls: Any, prefix: str) -> None:
         for name, field in cls.model_fields.items():
-            inner = _group_of(field.annotation)
-            if inner is None:
-                leaves.add(f"{prefix}{name}")
-            else:
-                groups.add(f"{prefix}{name}")
-                visit(inner, f"{prefix}{name}.")
+            inner = list(_groups_of(field.annotation))
+            (groups if inner else leaves).add(f"{prefix}{name}")
+            for one in inner:
+                visit(one, f"{prefix}{name}.")
 
     visit(LlmArgs, "")
     # The model is an argument of the command.
     return groups, leaves - {"model"}
 
 
-def _group_of(annotation: Any) -> Any:
-    """The configuration class in a field's type, or None."""
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        return next((inner for part in typing.get_args(annotation) if (inner := _group_of(part))), None)
-    return annotation if hasattr(annotation, "model_fields") else None
+def _groups_of(annotation: Any) -> Iterator[Any]:
+    """The configuration classes in a field's type: none for a single setting, several for a choice among them."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union, typing.Annotated):
+        for part in typing.get_args(annotation):
+            yield from _groups_of(part)
+    elif hasattr(annotation, "model_fields"):
+        yield annotation

@@ -9,25 +9,11 @@ from __future__ import annotations
 import enum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
-from .errors import ConfigError
+from .config_base import Config, Positive
 from .features import MISSING_ARGS, refuse_missing_args
-from .validate import first_problem
-
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Config(BaseModel):
-    """Base: frozen, and an unknown field or a value out of range is a ``ConfigError`` that names it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-    def __init__(self, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            raise ConfigError(first_problem(type(self), error)[1]) from None
+from .speculative import SpeculativeConfig
 
 
 class KvCacheConfig(Config):
@@ -78,17 +64,6 @@ class SchedulerConfig(Config):
     """Requests that may wait; one more raises ``QueueFullError``. None: no limit."""
 
 
-class NGramDecodingConfig(Config):
-    """Drafts from the text so far: the tokens that followed the last n tokens before."""
-
-    decoding_type: Literal["NGram"] = "NGram"
-    max_draft_len: Annotated[int, Field(ge=1, le=64)]
-    max_matching_ngram_size: Annotated[int, Field(ge=1, le=32)] = 2
-    is_keep_all: bool = True
-    is_use_oldest: bool = True
-    is_public_pool: bool = True
-
-
 class CudaGraphConfig(Config):
     """Decode steps are recorded once and replayed with one call. On the CPU it is the native core that replays."""
 
@@ -135,7 +110,7 @@ class LlmArgs(Config):
 
     kv_cache_config: KvCacheConfig = KvCacheConfig()
     scheduler_config: SchedulerConfig = SchedulerConfig()
-    speculative_config: NGramDecodingConfig | None = None
+    speculative_config: SpeculativeConfig | None = None
     enable_chunked_prefill: bool = True
     disable_overlap_scheduler: bool = False
     cuda_graph_config: CudaGraphConfig | None = CudaGraphConfig()

@@ -39,6 +39,10 @@ class Missing:
     """Values that ask for nothing, and are accepted."""
 
 
+def _one_proposer(*others: str) -> dict[str, str]:
+    return dict.fromkeys(others, "speculative_config names one way to draft")
+
+
 FEATURES: tuple[Feature, ...] = (
     Feature(
         "batching",
@@ -95,6 +99,27 @@ FEATURES: tuple[Feature, ...] = (
         "N-gram speculation",
         "speculative_config=NGramDecodingConfig(max_draft_len)",
         "drafts_proposed",
+    ),
+    Feature(
+        "suffix",
+        "Suffix automaton speculation",
+        "speculative_config=SADecodingConfig(max_draft_len)",
+        "drafts_proposed",
+        excludes=_one_proposer("ngram"),
+    ),
+    Feature(
+        "draft_model",
+        "Draft model speculation",
+        "speculative_config=DraftTargetDecodingConfig(max_draft_len, speculative_model)",
+        "draft_model_tokens",
+        excludes=_one_proposer("ngram", "suffix"),
+    ),
+    Feature(
+        "user_drafter",
+        "Drafts of the user's function",
+        "speculative_config=UserProvidedDecodingConfig(max_draft_len, drafter)",
+        "drafts_proposed",
+        excludes=_one_proposer("ngram", "suffix", "draft_model"),
     ),
     Feature("n", "Several outputs of one prompt", "SamplingParams(n)", "forked_outputs"),
     Feature("cancel", "Cancel in every state", "RequestOutput.abort()", "cancelled"),

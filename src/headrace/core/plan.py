@@ -26,6 +26,10 @@ BLOCK_TOKENS = 32
 """Tokens per cache block, in every cache group."""
 
 
+FROM_DRAFTER = -1
+"""Stands in ``SeqWork.draft_tokens`` for a draft that the worker's own draft model is to make. It may make fewer."""
+
+
 class Rows(enum.Enum):
     """Which rows of a unit of work give an output."""
 
@@ -167,7 +171,7 @@ class SeqResult(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...] = ()
     """New tokens in order: accepted drafts, then the target's own. Empty for a chunk, or a slot that had stopped."""
     n_drafts: int = 0
-    """Draft rows that were verified (a draft cut before verification does not count)."""
+    """Draft rows that were verified (a draft cut before verification, or not made, does not count)."""
     n_accepted: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One entry per new token, if asked for."""

@@ -10,19 +10,36 @@ from typing import Any
 
 from headrace.cache.manager import CacheManager, CacheOptions
 from headrace.core.clock import SystemClock
-from headrace.core.config import LlmArgs, NGramDecodingConfig
+from headrace.core.config import LlmArgs
 from headrace.core.errors import ConfigError, ModelError, RequestError
 from headrace.core.features import absent_with_states
 from headrace.core.phases import Phases
+from headrace.core.speculative import (
+    DecodingBaseConfig,
+    DraftTargetDecodingConfig,
+    NGramDecodingConfig,
+    SADecodingConfig,
+    UserProvidedDecodingConfig,
+)
 from headrace.executor.base import Capacity
 from headrace.executor.inproc import InprocExecutor
 from headrace.guided import Compiler, make_compiler, vocabulary_of
-from headrace.runner.build import build_worker
+from headrace.runner.build import ModelSource, build_worker
 from headrace.sched.options import SchedulerOptions
 from headrace.sched.scheduler import Scheduler
-from headrace.spec.ngram import NGramProposer
-from headrace.spec.proposer import NoProposer, Proposer
+from headrace.spec import (
+    FULL_PACE,
+    AdaptivePace,
+    NGramProposer,
+    NoProposer,
+    Pace,
+    Proposer,
+    SuffixProposer,
+    UserProposer,
+    WorkerProposer,
+)
 from headrace.weights.checkpoint import Checkpoint, open_checkpoint
+from headrace.weights.resolve import resolve_model
 
 from .backend import StartReport
 from .engine import Engine
@@ -48,7 +65,8 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
     """Builds the worker, and the loop that drives it. What was started is stopped if a later part fails."""
     with phases.time("open checkpoint"):
         checkpoint, config, generation = _open(path, args.load_format)
-    executor = InprocExecutor(lambda: build_worker(args, config, checkpoint, phases))
+        sources = [ModelSource(config, checkpoint), *_open_draft(args)]
+    executor = InprocExecutor(lambda: build_worker(args, sources, phases))
     try:
         capacity = executor.start()
         with phases.time("assemble loop"):
@@ -95,7 +113,9 @@ def _assemble(
         max_queue_size=policies.max_queue_size,
         depth=depth,
     )
-    scheduler = Scheduler(manager, options, _proposer(args.speculative_config), clock)
+    scheduler = Scheduler(
+        manager, options, _proposer(args.speculative_config, capacity.vocab_size), clock, _pace(args.speculative_config)
+    )
     stats = StatsRecorder(scheduler, clock, args.iter_stats_max_iterations)
     return LocalBackend(executor, scheduler, depth, clock, stats, GrammarCompiling(make_compiler, clock))
 
@@ -125,15 +145,35 @@ def _absent_features(args: LlmArgs, capacity: Capacity) -> dict[str, str]:
     return absent
 
 
-def _proposer(config: NGramDecodingConfig | None) -> Proposer:
+def _proposer(config: DecodingBaseConfig | None, vocab_size: int) -> Proposer:
+    match config:
+        case None:
+            return NoProposer()
+        case NGramDecodingConfig():
+            return NGramProposer(
+                config.max_draft_len,
+                config.max_matching_ngram_size,
+                is_keep_all=config.is_keep_all,
+                is_use_oldest=config.is_use_oldest,
+                is_public_pool=config.is_public_pool,
+            )
+        case SADecodingConfig():
+            return SuffixProposer(config.max_draft_len, config.min_matching_length)
+        case UserProvidedDecodingConfig():
+            return UserProposer(config.drafter, config.max_draft_len, vocab_size)
+        case DraftTargetDecodingConfig():
+            return WorkerProposer(config.max_draft_len)
+    raise ConfigError(f"speculative_config is a {type(config).__name__}, which nothing drafts for")
+
+
+def _pace(config: DecodingBaseConfig | None) -> Pace:
     if config is None:
-        return NoProposer()
-    return NGramProposer(
-        config.max_draft_len,
-        config.max_matching_ngram_size,
-        is_keep_all=config.is_keep_all,
-        is_use_oldest=config.is_use_oldest,
-        is_public_pool=config.is_public_pool,
+        return FULL_PACE
+    return AdaptivePace(
+        max_concurrency=config.max_concurrency,
+        schedule=config.draft_len_schedule,
+        window=config.acceptance_window,
+        threshold=config.acceptance_length_threshold,
     )
 
 
@@ -147,6 +187,16 @@ def _open(path: Path, load_format: str) -> tuple[Checkpoint | None, dict[str, An
     checkpoint = open_checkpoint(path)
     config, generation = checkpoint.config(), checkpoint.generation_config()
     return (None if load_format == "dummy" else checkpoint), config, generation
+
+
+def _open_draft(args: LlmArgs) -> list[ModelSource]:
+    """What drafts, if that is a model."""
+    config = args.speculative_config
+    if not isinstance(config, DraftTargetDecodingConfig):
+        return []
+    path = resolve_model(config.speculative_model, revision=None, on_note=log.warning).path
+    checkpoint, fields, _ = _open(path, args.load_format)
+    return [ModelSource(fields, checkpoint)]
 
 
 def _eos_ids(config: dict[str, Any], generation: dict[str, Any]) -> frozenset[int]:

@@ -10,6 +10,12 @@ from headrace.core.config import LlmArgs
 from headrace.core.errors import ConfigError
 from headrace.core.features import resolve
 from headrace.core.phases import Phases
+from headrace.core.speculative import (
+    DraftTargetDecodingConfig,
+    NGramDecodingConfig,
+    SADecodingConfig,
+    UserProvidedDecodingConfig,
+)
 from headrace.tokenizer.load import load_tokenizer
 from headrace.tokenizer.tokenizer import Tokenizer
 from headrace.weights.resolve import resolve_model
@@ -35,14 +41,17 @@ def find_tokenizer(args: LlmArgs, model_path: Path, phases: Phases) -> Tokenizer
 
 
 def _active_features(args: LlmArgs) -> Iterable[str]:
-    cache = args.kv_cache_config
+    cache, drafts = args.kv_cache_config, args.speculative_config
     switches = {
         "batching": args.max_batch_size > 1,
         "chunked_prefill": args.enable_chunked_prefill,
         "kv_reuse": cache.enable_block_reuse,
         "partial_reuse": cache.enable_block_reuse and cache.enable_partial_reuse,
         "overlap": not args.disable_overlap_scheduler,
-        "ngram": args.speculative_config is not None,
+        "ngram": isinstance(drafts, NGramDecodingConfig),
+        "suffix": isinstance(drafts, SADecodingConfig),
+        "draft_model": isinstance(drafts, DraftTargetDecodingConfig),
+        "user_drafter": isinstance(drafts, UserProvidedDecodingConfig),
     }
     return (name for name, on in switches.items() if on)
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from headrace.core.config import CudaGraphConfig, KvCacheConfig, NGramDecodingConfig
+from headrace.core.config import CudaGraphConfig, KvCacheConfig
 from headrace.core.features import feature
 from headrace.core.sampling_params import SamplingParams
+from headrace.core.speculative import NGramDecodingConfig
 
 if TYPE_CHECKING:
     from headrace.engine.results import CompletionOutput, RequestOutput

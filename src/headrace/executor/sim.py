@@ -17,11 +17,21 @@ from typing import Any
 from headrace.cache.specs import RecurrentState
 from headrace.core.clock import VirtualClock
 from headrace.core.errors import EngineDeadError, IntegrityError
-from headrace.core.plan import BLOCK_TOKENS, FinishReason, Rows, SeqResult, SeqWork, SlotInit, StepPlan, StepResult
+from headrace.core.plan import (
+    BLOCK_TOKENS,
+    FROM_DRAFTER,
+    FinishReason,
+    Rows,
+    SeqResult,
+    SeqWork,
+    SlotInit,
+    StepPlan,
+    StepResult,
+)
 from headrace.core.pooling import Pooled
 
 from .base import Capacity
-from .sim_model import SimModel
+from .sim_model import SimModel, mix
 
 _SAMPLED = (Rows.LAST, Rows.DRAFTS)
 _MASK = (1 << 64) - 1
@@ -165,7 +175,8 @@ class SimExecutor:
         start, end = slot.computed, slot.computed + work.n_tokens
         if start > work.start or end > len(slot.history) or (work.outputs in _SAMPLED and end != len(slot.history)):
             raise IntegrityError(f"{work} does not fit its slot: {start} computed, {len(slot.history)} known")
-        rows = slot.history[start:end] + list(work.draft_tokens)
+        drafts = self._drafts(work, slot)
+        rows = slot.history[start:end] + list(drafts)
         digests = [self._write(slot, token, start + row, draft=row >= work.n_tokens) for row, token in enumerate(rows)]
         slot.computed = end
         if work.outputs is Rows.POOLED:
@@ -176,7 +187,14 @@ class SimExecutor:
             prompt_logprobs = tuple(self.model.logprobs(digest, token) for digest, token in following)
         if end < len(slot.history):
             return SeqResult(work.slot, work.seq_id, slot.computed, prompt_logprobs=prompt_logprobs)
-        return self._verify(slot, work, digests[work.n_tokens - 1 :], prompt_logprobs)
+        return self._verify(slot, work, drafts, digests[work.n_tokens - 1 :], prompt_logprobs)
+
+    def _drafts(self, work: SeqWork, slot: _Slot) -> tuple[int, ...]:
+        """Those of the host, or what the worker's own drafter comes up with: anything, and not always as many."""
+        if FROM_DRAFTER not in work.draft_tokens:
+            return work.draft_tokens
+        seed = mix(work.seq_id, len(slot.history))
+        return tuple(mix(seed, i) % self.model.vocab_size for i in range(seed % (len(work.draft_tokens) + 1)))
 
     def _pool(self, slot: _Slot, work: SeqWork, digests: list[int]) -> SeqResult:
         """The result is a digest of the digests that are to be pooled: of all, or of the last."""
@@ -230,11 +248,13 @@ class SimExecutor:
             if isinstance(spec, RecurrentState):
                 store[slot.block(group, position)][:2] = digest, position + 1
 
-    def _verify(self, slot: _Slot, work: SeqWork, digests: list[int], prompt_logprobs: tuple) -> SeqResult:
+    def _verify(
+        self, slot: _Slot, work: SeqWork, drafts: tuple[int, ...], digests: list[int], prompt_logprobs: tuple
+    ) -> SeqResult:
         """Draws after the last known token and after each draft, as long as the drafts are what is drawn."""
         init, tokens, logprobs, n_accepted = slot.init, [], [], 0
         finish, stop_reason = None, None
-        for digest, draft in zip(digests, (*work.draft_tokens, None), strict=True):
+        for digest, draft in zip(digests, (*drafts, None), strict=True):
             token = self.model.draw(digest, len(slot.history), init)
             tokens.append(token)
             slot.history.append(token)
@@ -256,7 +276,7 @@ class SimExecutor:
             work.seq_id,
             slot.computed,
             tuple(tokens),
-            len(work.draft_tokens),
+            len(drafts),
             n_accepted,
             tuple(logprobs),
             prompt_logprobs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -31,6 +32,8 @@ from headrace.sampling import GuidedSampler, NativeSampler, ProcessingSampler, S
 from headrace.weights.checkpoint import Checkpoint
 from headrace.weights.dummy import DummyCheckpoint
 
+from .draft_model import ModelDrafter, check_draft_model
+from .drafter import NO_DRAFTER, Drafter
 from .graph import NoGraphs, StepGraphs
 from .memory import MemoryPlan, available_bytes, kv_budget
 from .pooling import Poolers
@@ -46,12 +49,21 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _DUMMY_SEED = 0
 
 
-def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint | None, phases: Phases) -> Worker:
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What a model is made from."""
+
+    config: dict[str, Any]
+    """In the Hugging Face dialect."""
+    checkpoint: Checkpoint | None
+    """None for random weights (``load_format="dummy"``). Closed when its weights are read."""
+
+
+def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) -> Worker:
     """Builds the model, plans memory, reads the weights and lays out the cache.
 
     Args:
-        config: the model's configuration in the Hugging Face dialect.
-        checkpoint: None for random weights (``load_format="dummy"``). Closed when its weights are read.
+        sources: of the model, and of one that drafts for it if there is such.
 
     Raises:
         ConfigError, ModelError, CheckpointError: before memory is taken, where that is possible.
@@ -59,7 +71,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
     threads = args.num_threads or usable_cpus()
     with phases.time("build model"):
         device = torch.device("cpu")
-        dtype = _dtype(args.dtype, config)
+        dtype = _dtype(args.dtype, sources[0].config)
         kv_dtype = dtype if args.kv_cache_config.dtype == "auto" else _DTYPES[args.kv_cache_config.dtype]
         ops = _operators(device, dtype, kv_dtype, threads)
         max_drafts = 0 if args.speculative_config is None else args.speculative_config.max_draft_len
@@ -74,22 +86,30 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
             max_draft_rows=draft_rows,
             scheme=scheme,
         )
-        model = build_model(config, ctx)
+        models = [build_model(source.config, ctx) for source in sources]
+        model = models[0]
         max_seq_len = _max_seq_len(args, model)
-        groups = group_layers(model.cache_specs())
+        for draft in models[1:]:
+            check_draft_model(draft, model, max_seq_len)
+        groups = group_layers([spec for one in models for spec in one.cache_specs()])
         _refuse_past(args, model)
     with phases.time("plan memory"):
         slots = SlotTable(args.max_batch_size, max_seq_len, max_drafts, len(groups), BLOCK_TOKENS)
-        layout, memory = _plan_memory(args, model, groups, max_seq_len, slots.nbytes)
+        layout, memory = _plan_memory(args, sum(one.n_bytes for one in models), groups, max_seq_len, slots.nbytes)
     with phases.time("load weights"):
-        _load(model, checkpoint or _dummy(config, model, dtype), threads)
+        for one, source in zip(models, sources, strict=True):
+            _load(one, source.checkpoint or _dummy(source.config, one, dtype), threads)
     with phases.time("lay out cache"):
         views = arena_views(layout, groups, kv_dtype)
-        model.bind_cache([group.layers for group in groups], views)
+        _bind(models, groups, views)
         sampler_type, sampler = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
         sizes = _graph_sizes(args, ops, min(args.max_num_tokens, args.max_batch_size * (1 + max_drafts)))
         exact = args.cuda_graph_config is not None and not args.cuda_graph_config.enable_padding
-        graphs = StepGraphs(model, ops, groups, sizes, exact=exact) if sizes else NoGraphs()
+        graphs = [StepGraphs(one, ops, groups, sizes, exact=exact) if sizes else NoGraphs() for one in models]
+        drafter: Drafter = NO_DRAFTER
+        if len(models) > 1:
+            _, own = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
+            drafter = ModelDrafter(models[1], own, ops, groups, slots, graphs[1], device)
     capacity = Capacity(
         n_slots=args.max_batch_size,
         max_seq_len=max_seq_len,
@@ -117,7 +137,7 @@ def build_worker(args: LlmArgs, config: dict[str, Any], checkpoint: Checkpoint |
     }
     sampler = ProcessingSampler(GuidedSampler(sampler, model.vocab_size), args.batched_logits_processor)
     states = _states(model, ops, groups, max_drafts)
-    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, Poolers(model), states)
+    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs[0], Poolers(model), states, drafter)
     return Worker(runner, capacity, memory, effective)
 
 
@@ -172,6 +192,19 @@ def _sampler(wanted: str, n_slots: int, vocab_size: int) -> tuple[str, Sampler]:
     return "TRTLLMSampler", NativeSampler(n_slots, vocab_size)
 
 
+def _bind(models: Sequence[Model], groups: Sequence[CacheGroup], views: Sequence[torch.Tensor]) -> None:
+    """Gives every model its layers of the groups: those of the first come first in each."""
+    first = 0
+    for model in models:
+        last = first + len(model.cache_specs())
+        mine = [[layer - first for layer in group.layers if first <= layer < last] for group in groups]
+        before = [sum(layer < first for layer in group.layers) for group in groups]
+        model.bind_cache(
+            mine, [view[:, skip : skip + len(own)] for view, skip, own in zip(views, before, mine, strict=True)]
+        )
+        first = last
+
+
 def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], kv_dtype: torch.dtype) -> list[torch.Tensor]:
     """The arena, once per group: [n_blocks, n_layers, numbers of a layer's block]. Pages are taken when written."""
     arena = huge_zeros(layout.nbytes)
@@ -210,25 +243,25 @@ def _max_seq_len(args: LlmArgs, model: Model) -> int:
 
 
 def _plan_memory(
-    args: LlmArgs, model: Model, groups: Sequence[CacheGroup], max_seq_len: int, slot_bytes: int
+    args: LlmArgs, weight_bytes: int, groups: Sequence[CacheGroup], max_seq_len: int, slot_bytes: int
 ) -> tuple[ArenaLayout, MemoryPlan]:
     available = available_bytes()
     wanted = arena_for_tokens(groups, args.kv_cache_config.max_tokens or args.max_batch_size * max_seq_len)
-    budget = kv_budget(wanted.nbytes, model.n_bytes, available)
+    budget = kv_budget(wanted.nbytes, weight_bytes, available)
     if not groups:
-        return wanted, MemoryPlan(model.n_bytes, 0, slot_bytes, available, 0)
+        return wanted, MemoryPlan(weight_bytes, 0, slot_bytes, available, 0)
     if args.kv_cache_config.max_tokens is None:
         layout = plan_arena(groups, budget)
-    elif wanted.nbytes + model.n_bytes > available:
+    elif wanted.nbytes + weight_bytes > available:
         raise ConfigError(
             f"KvCacheConfig.max_tokens={args.kv_cache_config.max_tokens} takes {wanted.nbytes:,} bytes beside"
-            f" {model.n_bytes:,} of weights, and {available:,} are available; lower it"
+            f" {weight_bytes:,} of weights, and {available:,} are available; lower it"
         )
     else:
         layout = wanted
     per_token = sum(group.block_bytes for group in groups) / BLOCK_TOKENS
     kv_tokens = int((layout.n_sectors - 1) * layout.sector_bytes / per_token)
-    return layout, MemoryPlan(model.n_bytes, layout.nbytes, slot_bytes, available, kv_tokens)
+    return layout, MemoryPlan(weight_bytes, layout.nbytes, slot_bytes, available, kv_tokens)
 
 
 def _dummy(config: dict[str, Any], model: Model, dtype: torch.dtype) -> Checkpoint:

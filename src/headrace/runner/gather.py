@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from headrace.core.errors import EngineError
 from headrace.core.plan import BLOCK_TOKENS, Rows, SeqWork
 from headrace.ops.batch import Batch, GroupBatch
 
+from .drafter import Drafter
 from .slots import SlotTable
 
 
@@ -24,23 +26,30 @@ class ResolvedWork:
     """Position in the plan's works."""
     start: int
     first_row: int
+    drafts: tuple[int, ...]
+    """The draft tokens, whoever made them."""
 
     @property
     def n_rows(self) -> int:
-        return self.work.n_rows
+        return self.work.n_tokens + len(self.drafts)
+
+    @property
+    def end(self) -> int:
+        """Position after the rows of known tokens."""
+        return self.start + self.work.n_tokens
 
     @property
     def last_known_row(self) -> int:
         return self.first_row + self.work.n_tokens - 1
 
 
-def resolve(works: Sequence[SeqWork], slots: SlotTable) -> list[ResolvedWork]:
-    """The works that still have something to do, at their true positions.
+def resolve(works: Sequence[SeqWork], slots: SlotTable, drafter: Drafter, counters: Counter[str]) -> list[ResolvedWork]:
+    """The works that still have something to do, at their true positions, with their drafts.
 
     A slot that stopped in an earlier step drops out: the plan was made before that was known.
     Raises ``EngineError`` when a plan and a slot contradict each other.
     """
-    resolved, row = [], 0
+    live, starts = [], []
     for index, work in enumerate(works):
         if slots.seq_ids[work.slot] != work.seq_id:
             raise EngineError(
@@ -54,22 +63,38 @@ def resolve(works: Sequence[SeqWork], slots: SlotTable) -> list[ResolvedWork]:
         samples = work.outputs is Rows.LAST or work.outputs is Rows.DRAFTS
         if start > work.start or end > known or (samples and end != known):
             raise EngineError(f"{work} does not fit its slot: computed {start}, known {known}")
-        resolved.append(ResolvedWork(work, index, start, row))
-        row += work.n_rows
+        live.append((index, work))
+        starts.append(start)
+    drafts = drafter.drafts([work for _, work in live], counters)
+    resolved, row = [], 0
+    for (index, work), start, made in zip(live, starts, drafts, strict=True):
+        resolved.append(ResolvedWork(work, index, start, row, made))
+        row += resolved[-1].n_rows
     return resolved
 
 
 def gather(resolved: Sequence[ResolvedWork], slots: SlotTable, device: torch.device) -> Batch:
     """The batch of the resolved works. Drafts are laid behind the known history first, so one gather takes all ids."""
     for item in resolved:
-        drafts = item.work.draft_tokens
-        if drafts:
-            known = slots.known[item.work.slot]
-            slots.history[item.work.slot, known : known + len(drafts)] = drafts
+        if item.drafts:
+            slots.lay_drafts(item.work.slot, item.drafts)
     slot_of = np.array([item.work.slot for item in resolved], np.int64)
     starts = np.array([item.start for item in resolved], np.int64)
     counts = np.array([item.n_rows for item in resolved], np.int64)
-    query_starts = np.zeros(len(resolved) + 1, np.int64)
+    return gather_rows(slot_of, starts, counts, np.array([len(item.drafts) for item in resolved]), slots, device)
+
+
+def gather_rows(
+    slot_of: np.ndarray,
+    starts: np.ndarray,
+    counts: np.ndarray,
+    n_drafts: np.ndarray,
+    slots: SlotTable,
+    device: torch.device,
+) -> Batch:
+    """The batch of ``counts[s]`` (>= 1) rows of slot ``slot_of[s]`` from position ``starts[s]`` on, of which the last
+    ``n_drafts[s]`` are drafts; int64 [S] each."""
+    query_starts = np.zeros(len(slot_of) + 1, np.int64)
     np.cumsum(counts, out=query_starts[1:])
 
     row_slot = np.repeat(slot_of, counts)
@@ -93,5 +118,5 @@ def gather(resolved: Sequence[ResolvedWork], slots: SlotTable, device: torch.dev
         seq_lens=torch.from_numpy(seq_lens),
         second_from=torch.from_numpy(slots.second_from[slot_of]),
         groups=tuple(groups),
-        draft_counts=torch.tensor([len(item.work.draft_tokens) for item in resolved]),
+        draft_counts=torch.from_numpy(n_drafts),
     )

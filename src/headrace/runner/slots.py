@@ -83,6 +83,11 @@ class SlotTable:
         self.history[slot, first : first + len(tokens)] = tokens
         self.known[slot] = first + len(tokens)
 
+    def lay_drafts(self, slot: int, drafts: Sequence[int], after: int = 0) -> None:
+        """Undecided tokens, behind the known ones and ``after`` drafts; the next ``append`` writes over them."""
+        first = int(self.known[slot]) + after
+        self.history[slot, first : first + len(drafts)] = drafts
+
     def state(self) -> dict[str, list[int]]:
         """Lengths by slot, for error messages and the integrity check."""
         return {"known": self.known.tolist(), "computed": self.computed.tolist(), "seq_ids": self.seq_ids.tolist()}

@@ -17,6 +17,7 @@ from headrace.ops.batch import Batch
 from headrace.ops.table import Ops
 from headrace.sampling import EndRules, SampleOutcome, Sampler, SampleRows, verify
 
+from .drafter import Drafter
 from .gather import ResolvedWork, gather, resolve
 from .graph import Graphs
 from .pooling import Poolers
@@ -44,6 +45,7 @@ class StepRunner:
         graphs: Graphs,
         poolers: Poolers,
         states: States,
+        drafter: Drafter,
     ) -> None:
         self.model = model
         self.sampler = sampler
@@ -55,6 +57,7 @@ class StepRunner:
         self.graphs = graphs
         self.poolers = poolers
         self.states = states
+        self.drafter = drafter
         self._bind_errors: dict[int, str] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -66,7 +69,7 @@ class StepRunner:
         self.slots.update_blocks(plan.block_updates)
         for copy in plan.copies:
             self.views[copy.group][copy.dst].copy_(self.views[copy.group][copy.src])
-        resolved = resolve(plan.works, self.slots)
+        resolved = resolve(plan.works, self.slots, self.drafter, counters)
         results = [self._idle(work.slot, work.seq_id) for work in plan.works]
         if resolved:
             batch = gather(resolved, self.slots, self._device)
@@ -83,6 +86,7 @@ class StepRunner:
         self._bind_errors.pop(init.slot, None)
         try:
             self.sampler.bind(init)
+            self.drafter.bind(init)
         except RequestError as error:
             self.slots.stopped[init.slot] = True
             self._bind_errors[init.slot] = str(error)
@@ -157,7 +161,7 @@ class StepRunner:
         ``logits_of``: rows of the batch [R] int64, ascending -> [R, vocab_size].
         """
         items = [item for item in resolved if self._samples(item)]
-        counts = np.array([1 + len(item.work.draft_tokens) for item in items], np.int64)
+        counts = np.array([1 + len(item.drafts) for item in items], np.int64)
         first_rows = np.cumsum(counts) - counts
         if not items:
             return SampleOutcome(np.zeros(0, np.int64)), {}
@@ -167,7 +171,7 @@ class StepRunner:
             slots=np.repeat(slots, counts),
             positions=np.repeat(self.slots.known[slots], counts) + within,
             first_rows=first_rows,
-            drafts=[item.work.draft_tokens for item in items],
+            drafts=[item.drafts for item in items],
             history=self.slots.known_history,
         )
         hidden_rows = np.repeat([item.last_known_row for item in items], counts) + within
@@ -186,7 +190,7 @@ class StepRunner:
     ) -> SeqResult:
         """Verifies the drafts of one sequence, writes its slot, and says what happened."""
         work, slot = item.work, item.work.slot
-        computed = item.start + work.n_tokens
+        computed = item.end
         outcome, first_rows = sampled
         if isinstance(prompt, RequestError):
             return self._fail(slot, work.seq_id, computed, str(prompt))
@@ -199,7 +203,7 @@ class StepRunner:
                 return SeqResult(slot, work.seq_id, computed, finish=FinishReason.STOP, pooled=pooled)
             return SeqResult(slot, work.seq_id, computed, prompt_logprobs=prompt)
         init = self.slots.init_of(slot)
-        drafts = work.draft_tokens
+        drafts = item.drafts
         tokens = outcome.tokens[first : first + len(drafts) + 1].tolist()
         rules = EndRules(init.stop_ids, init.eos_ids, init.max_length)
         verified = verify(tokens, drafts, int(self.slots.known[slot]), rules)

@@ -14,9 +14,10 @@ from operator import attrgetter
 
 from headrace.cache.hit import Hit
 from headrace.cache.manager import CacheManager
-from headrace.core.errors import IntegrityError
+from headrace.core.errors import IntegrityError, RequestError
 from headrace.core.plan import BLOCK_TOKENS, SlotInit
 from headrace.core.sequence import Sequence, SequenceState
+from headrace.spec.pace import Pace
 from headrace.spec.proposer import Proposer
 
 from .capacity import CapacityPolicy
@@ -40,6 +41,7 @@ class Planner:
         capacity: CapacityPolicy,
         chunking: ChunkingPolicy,
         proposer: Proposer,
+        pace: Pace,
         options: SchedulerOptions,
         counters: Counter[str],
     ) -> None:
@@ -49,6 +51,9 @@ class Planner:
         self._capacity = capacity
         self._chunking = chunking
         self._proposer = proposer
+        self._pace = pace
+        self.failed: list[tuple[Sequence, RequestError]] = []
+        """Sequences for which drafting failed: the scheduler ends them."""
         self._max_rows = options.max_num_tokens
         self._max_parked = options.max_batch_size
         self._counters = counters
@@ -124,14 +129,21 @@ class Planner:
         """One row each; drafts get the rows left over, half of them if others have rows to catch up."""
         left = step.rows_left - len(decodes)
         drafts_left = left // 2 if others_wait else left
-        propose = self._proposer.propose
+        most = self._pace.most(len(self._residents))
         for seq in decodes:
             if seq.state is not SequenceState.RUNNING:
                 continue
-            limit = min(drafts_left, seq.max_length - 1 - seq.known_bound)
-            drafts = propose(seq.seq_id, limit) if limit > 0 else ()
+            limit = min(most, drafts_left, seq.max_length - 1 - seq.known_bound)
+            drafts = self._drafts(seq, limit) if limit > 0 else ()
             drafts_left -= len(drafts)
             self._place(step, seq, 1, drafts)
+
+    def _drafts(self, seq: Sequence, limit: int) -> tuple[int, ...]:
+        try:
+            return self._proposer.propose(seq.seq_id, limit)
+        except RequestError as error:
+            self.failed.append((seq, error))
+            return ()
 
     def _catch_up(self, step: StepDraft, prefills: list[Sequence]) -> None:
         if not prefills:

@@ -22,6 +22,7 @@ from headrace.core.plan import FinishReason, SeqResult, StepPlan, StepResult, To
 from headrace.core.pooling import Pooled
 from headrace.core.request import Request
 from headrace.core.sequence import Sequence, SequenceState
+from headrace.spec.pace import FULL_PACE, Pace
 from headrace.spec.proposer import Proposer
 
 from .admission import Admission
@@ -56,12 +57,20 @@ WITNESSES = (
 class Scheduler:
     """Owns every sequence from its arrival to its end. Used by one thread."""
 
-    def __init__(self, manager: CacheManager, options: SchedulerOptions, proposer: Proposer, clock: Clock) -> None:
+    def __init__(
+        self,
+        manager: CacheManager,
+        options: SchedulerOptions,
+        proposer: Proposer,
+        clock: Clock,
+        pace: Pace = FULL_PACE,
+    ) -> None:
         self.manager = manager
         self.admission = Admission(manager, options)
         """May be asked from any thread, before a request is submitted."""
         self._options = options
         self._proposer = proposer
+        self._pace = pace
         self._clock = clock
         self._witnesses: Counter[str] = Counter(dict.fromkeys(WITNESSES, 0))
         rows_in_flight = options.max_num_tokens * options.depth
@@ -75,6 +84,7 @@ class Scheduler:
             self._capacity,
             chunking_policy(options.chunking_policy, options.chunked_prefill),
             proposer,
+            pace,
             options,
             self._witnesses,
         )
@@ -88,7 +98,7 @@ class Scheduler:
     # Taking in.
 
     def ingest(self, commands: Iterable[Command]) -> list[SequenceUpdate]:
-        """Obeys ``commands`` in order, then ends what is past its deadline."""
+        """Obeys ``commands`` in order, then ends what failed while it was planned, and what is past its deadline."""
         updates: list[SequenceUpdate] = []
         for command in commands:
             match command:
@@ -105,6 +115,10 @@ class Scheduler:
                         updates.append(self._end(seq, reason, stop_reason=stop_reason))
                 case Control():
                     command.run(self)
+        for seq, error in self._planner.failed:
+            if seq.state is not SequenceState.FINISHED:
+                updates.append(self._end(seq, FinishReason.ERROR, error=error))
+        self._planner.failed.clear()
         now = self._clock.now()
         while (top := self._deadlines.peek()) is not None and top[0] <= now:
             for seq in list(top[1].values()):
@@ -203,6 +217,8 @@ class Scheduler:
         seq.n_accepted += one.n_accepted
         self._witnesses["drafts_proposed"] += one.n_drafts
         self._witnesses["drafts_accepted"] += one.n_accepted
+        if one.n_drafts:
+            self._pace.checked(one.n_accepted)
         prompt_logprobs = self._new_prompt_logprobs(flying, one) if one.prompt_logprobs else ()
         if one.finish is not None:
             news = {"tokens": one.tokens, "logprobs": one.logprobs, "prompt_logprobs": prompt_logprobs}

@@ -31,7 +31,8 @@ class Proposer(Protocol):
 
     def propose(self, seq_id: int, limit: int) -> tuple[int, ...]:
         """At most ``limit`` (>= 0) tokens that may follow the tokens given so far. Changes nothing that a caller can
-        see. ``KeyError`` if the sequence was not admitted."""
+        see. ``KeyError`` if the sequence was not admitted; ``RequestError`` if what the user gave for drafting failed:
+        that sequence then ends."""
         ...
 
     def drop(self, seq_id: int) -> None:

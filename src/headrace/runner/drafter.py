@@ -1,0 +1,38 @@
+"""What drafts in the worker: the counterpart of a proposer, for drafts that a model makes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from headrace.core.plan import SeqWork, SlotInit
+
+
+class Drafter(Protocol):
+    """Makes the drafts that a plan asks for, at the beginning of the step that checks them.
+
+    The plan gave them rows and blocks, so a drafter may write its own cache at the same positions. As with a proposer,
+    a draft changes how many tokens a step yields, never which.
+    """
+
+    def bind(self, init: SlotInit) -> None:
+        """The slot now belongs to this sequence; the sampler has taken its options."""
+        ...
+
+    def drafts(self, works: Sequence[SeqWork], counters: Counter[str]) -> list[tuple[int, ...]]:
+        """The draft tokens of each work: those that came with it, or made here in place of ``FROM_DRAFTER``."""
+        ...
+
+
+class NoDrafter:
+    """The host has made all drafts there are."""
+
+    def bind(self, init: SlotInit) -> None:
+        pass
+
+    def drafts(self, works: Sequence[SeqWork], counters: Counter[str]) -> list[tuple[int, ...]]:
+        return [work.draft_tokens for work in works]
+
+
+NO_DRAFTER = NoDrafter()

@@ -1,0 +1,16 @@
+"""Drafts that a model in the worker makes: the host only says how many."""
+
+from __future__ import annotations
+
+from ..core.plan import FROM_DRAFTER
+from .proposer import NoProposer
+
+
+class WorkerProposer(NoProposer):
+    """Asks the worker's drafter for ``max_draft_len`` drafts. Nobody waits for tokens: steps stay overlapped."""
+
+    def __init__(self, max_draft_len: int) -> None:
+        self._max_draft_len = max_draft_len
+
+    def propose(self, seq_id: int, limit: int) -> tuple[int, ...]:
+        return (FROM_DRAFTER,) * min(limit, self._max_draft_len)
