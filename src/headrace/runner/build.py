@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -76,17 +76,14 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         ops = _operators(device, dtype, kv_dtype, threads)
         max_drafts = 0 if args.speculative_config is None else args.speculative_config.max_draft_len
         draft_rows = min(args.max_num_tokens, args.max_batch_size * max_drafts)
-        scheme = scheme_for(None if args.quant_config is None else args.quant_config.quant_algo, checkpoint)
+        algorithm = None if args.quant_config is None else args.quant_config.quant_algo
         ctx = BuildContext(
-            ops,
-            dtype,
-            device,
-            max_seq_len=args.max_seq_len,
-            kv_dtype=kv_dtype,
-            max_draft_rows=draft_rows,
-            scheme=scheme,
+            ops, dtype, device, max_seq_len=args.max_seq_len, kv_dtype=kv_dtype, max_draft_rows=draft_rows
         )
-        models = [build_model(source.config, ctx) for source in sources]
+        models = [
+            build_model(source.config, replace(ctx, scheme=scheme_for(algorithm, source.checkpoint)))
+            for source in sources
+        ]
         model = models[0]
         max_seq_len = _max_seq_len(args, model)
         for draft in models[1:]:
