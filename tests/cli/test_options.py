@@ -61,6 +61,7 @@ def test_every_field_that_works_in_a_terminal_has_an_option() -> None:
     missing = {row.option for row in MISSING_SAMPLING}
     left_out = set(SamplingParams.model_fields) - set(sampling_fields()) - missing
     assert left_out == {
+        *("apply_batched_logits_processor", "logits_processor"),  # functions
         *("add_special_tokens", "detokenize", "exclude_input_from_output", "pad_id", "return_perf_metrics"),
         "spaces_between_special_tokens",
     }

@@ -81,8 +81,12 @@ def everything(family: str, turn: int) -> tuple[str, ...]:
     names = names_on(family)
     rivals = [name for name in names if any(not _possible((name, other)) for other in names)]
     shift = turn % max(1, len(rivals))
+    order = [*rivals[shift:], *rivals[:shift]]
+    if family in STATEFUL:
+        # Blocks of the draft model's keys beside states leave so much room that nobody is preempted.
+        order.sort(key="draft_model".__eq__)
     chosen: list[str] = []
-    for name in (*rivals[shift:], *rivals[:shift]):
+    for name in order:
         if all(_possible((name, other)) for other in chosen):
             chosen.append(name)
     return tuple(name for name in names if name in chosen or name not in rivals)

@@ -239,6 +239,9 @@ def with_features(names: Iterable[str]) -> Scenario:
     if "overlap" in on and on & {"ngram", "suffix", "user_drafter"}:
         # Every sequence waits for its own tokens; a step overlaps another only where rows have to take turns.
         scenario.args |= {"max_batch_size": 8, "enable_chunked_prefill": True, "max_num_tokens": 12}
+    if {"preemption", "chunked_prefill"} <= on:
+        # Enough rows for several to have begun before the first is done: only then memory runs short.
+        scenario.args["max_num_tokens"] = 40
     return scenario
 
 
