@@ -15,6 +15,7 @@ T* pointer(uintptr_t address) {
 void bind_linear(nanobind::module_& m);
 void bind_block_linear(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
+void bind_latent(nanobind::module_& m);
 void bind_elementwise(nanobind::module_& m);
 void bind_moe(nanobind::module_& m);
 void bind_norm(nanobind::module_& m);

@@ -21,6 +21,7 @@ NB_MODULE(_native, m) {
     bind_linear(m);
     bind_block_linear(m);
     bind_attention(m);
+    bind_latent(m);
     bind_elementwise(m);
     bind_moe(m);
     bind_norm(m);

@@ -7,6 +7,7 @@
 #include "kernels/attention_write.h"
 #include "kernels/block_linear.h"
 #include "kernels/elementwise.h"
+#include "kernels/latent.h"
 #include "kernels/linear.h"
 #include "kernels/moe.h"
 #include "kernels/norm.h"
@@ -19,13 +20,23 @@ namespace headrace {
 
 template <class Q, class T>
 constexpr AttentionKernels attention_kernels() {
-    return {AttentionScratch<T>::bytes, write_kv<Q, T>, attend_tile<Q, T>, attend_segments<Q, T>, merge_segments<Q, T>};
+    using Tile = TileAttention<Q, T, ByKvHead>;
+    return {AttentionScratch<T>::bytes, write_kv<Q, T>, attend_tile<Tile>, attend_segments<Tile>, merge_segments<Tile>};
+}
+
+template <class Q, class T>
+constexpr LatentKernels latent_kernels() {
+    using Tile = TileAttention<Q, T, OverLatents>;
+    return {{AttentionScratch<T>::bytes, nullptr, attend_tile<Tile>, attend_segments<Tile>, merge_segments<Tile>},
+            write_latent<Q, T>};
 }
 
 const KernelTable& HEADRACE_TABLE() {
     static constexpr KernelTable table = {
         .attention = {{attention_kernels<float, float>(), attention_kernels<float, bf16>()},
                       {attention_kernels<bf16, float>(), attention_kernels<bf16, bf16>()}},
+        .latent = {{latent_kernels<float, float>(), latent_kernels<float, bf16>()},
+                   {latent_kernels<bf16, float>(), latent_kernels<bf16, bf16>()}},
         .read_all = read_all,
         .multiply_all_f32 = multiply_all<float>,
         .multiply_all_bf16 = multiply_all<bf16>,

@@ -57,9 +57,22 @@ static inline void fetch(const void* from, int64_t bytes) {
     for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line);
 }
 
+// Where the keys, values and queries of a tile lie: each KV head has its own.
+struct ByKvHead {
+    template <class T>
+    using Blocks = SegmentBlocks<T>;
+
+    // What a query head is made of, by index.
+    template <class Q>
+    static const Q* query(const Attend& job, int64_t row, int64_t head) {
+        return static_cast<const Q*>(job.q) + row * job.q_stride + head * job.key_dim;
+    }
+};
+
 // One tile, one KV head.
-template <class Q, class T>
+template <class Q, class Cache, class Form>
 struct TileAttention {
+    using T = Cache;
     using D = Dot<T>;
     using Scratch = AttentionScratch<T>;
     static constexpr int64_t token_units = block_tokens / D::values;
@@ -72,12 +85,11 @@ struct TileAttention {
     // Of the sequence: those that are computed here.
     const int64_t first_segment = tile.first_segment, last_segment = first_segment + tile.n_segments;
     const int64_t group = group_of(job), heads = tile.n_rows * group;
-    SegmentBlocks<T> blocks{job, tile, kv_head, scratch.values, first_segment, last_segment};
+    typename Form::template Blocks<T> blocks{job, tile, kv_head, scratch.values, first_segment, last_segment};
 
     // The query of head h of the tile: row h / group, head h % group of the KV head's.
-    const Q* query(int64_t head) const {
-        const int64_t row = tile.first_row + head / group;
-        return static_cast<const Q*>(job.q) + row * job.q_stride + (kv_head * group + head % group) * job.key_dim;
+    auto query(int64_t head) const {
+        return Form::template query<Q>(job, tile.first_row + head / group, kv_head * group + head % group);
     }
 
     void pack_queries() {
@@ -86,7 +98,7 @@ struct TileAttention {
         for (int64_t block = 0; block < cut.count; ++block) {
             const int64_t first = first_row(cut, block), height = first_row(cut, block + 1) - first;
             for (int64_t head = first; head < first + height; ++head) {
-                const Q* q = query(head);
+                const auto q = query(head);
                 char* to = scratch.queries + (first * units + head - first) * D::x_bytes;
                 for (int64_t unit = 0; unit < units; ++unit, to += height * D::x_bytes) {
                     T pair[2] = {};
@@ -248,11 +260,11 @@ struct TileAttention {
 };
 
 // All segments of a tile, one after another.
-template <class Q, class T>
+template <class Tile>
 void attend_tile(const Attend& job, const AttentionTile& tile, int64_t kv_head, char* memory) {
-    AttentionScratch<T> scratch;
+    typename Tile::Scratch scratch;
     scratch.lay_out(job, memory);
-    TileAttention<Q, T> work{job, tile, kv_head, scratch};
+    Tile work{job, tile, kv_head, scratch};
     work.pack_queries();
     for (int64_t head = 0; head < work.heads; ++head) clear(head_state(scratch.merged, job, head));
     for (int64_t i = 0; i < tile.n_segments; ++i) {
@@ -265,12 +277,12 @@ void attend_tile(const Attend& job, const AttentionTile& tile, int64_t kv_head, 
 
 // Segments [first, last) of a tile into `partials`, [segments][heads of the tile] states, `stride` floats from a segment to
 // the next.
-template <class Q, class T>
+template <class Tile>
 void attend_segments(const Attend& job, const AttentionTile& tile, int64_t kv_head, int64_t first, int64_t last,
                      float* partials, int64_t stride, char* memory) {
-    AttentionScratch<T> scratch;
+    typename Tile::Scratch scratch;
     scratch.lay_out(job, memory);
-    TileAttention<Q, T> work{job, tile, kv_head, scratch, tile.first_segment + first, tile.first_segment + last};
+    Tile work{job, tile, kv_head, scratch, tile.first_segment + first, tile.first_segment + last};
     work.pack_queries();
     for (int64_t segment = first; segment < last; ++segment) {
         work.scratch.segment = partials + segment * stride;
@@ -279,9 +291,9 @@ void attend_segments(const Attend& job, const AttentionTile& tile, int64_t kv_he
 }
 
 // The partials of all segments, `stride` floats apart, merged in order.
-template <class Q, class T>
+template <class Tile>
 void merge_segments(const Attend& job, const AttentionTile& tile, int64_t kv_head, float* partials, int64_t stride) {
-    TileAttention<Q, T> work{job, tile, kv_head, {}};
+    Tile work{job, tile, kv_head, {}};
     for (int64_t segment = 1; segment < tile.n_segments; ++segment)
         for (int64_t head = 0; head < work.heads; ++head)
             merge(job, partials + head * partial_floats(job),

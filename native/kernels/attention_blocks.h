@@ -70,7 +70,7 @@ struct SegmentBlocks {
         return true;
     }
 
-  private:
+  protected:
     const T* block_at(int64_t block) const {
         return static_cast<const T*>(job.cache) + int64_t(tile.blocks[block]) * job.block_stride;
     }

@@ -5,6 +5,7 @@
 #include "kernels/attention_args.h"
 #include "kernels/block_linear_args.h"
 #include "kernels/elementwise_args.h"
+#include "kernels/latent_args.h"
 #include "kernels/linear_args.h"
 #include "kernels/moe_args.h"
 #include "kernels/norm_args.h"
@@ -38,6 +39,11 @@ struct AttentionKernels {
     void (*merge)(const Attend&, const AttentionTile&, int64_t kv_head, float* partials, int64_t stride);
 };
 
+struct LatentKernels {
+    AttentionKernels attend;  // jobs are LatentAttend; nothing is written by it
+    void (*write)(const WriteLatent&, const KvPlaces&, int64_t first_row, int64_t last_row);
+};
+
 struct MoeKernels {
     void (*gather)(const Experts&, const int32_t* order, int64_t first, int64_t last, void* to);
     void (*combine)(const Experts&, const float* outputs, const int32_t* places, int64_t row, int64_t first, int64_t last);
@@ -45,6 +51,7 @@ struct MoeKernels {
 
 struct KernelTable {
     AttentionKernels attention[2][2];  // by the dtypes of rows and of the cache
+    LatentKernels latent[2][2];
     float (*read_all)(const void* memory, int64_t bytes);
     int64_t (*multiply_all_f32)(int64_t turns, float guard);
     int64_t (*multiply_all_bf16)(int64_t turns, float guard);

@@ -94,39 +94,52 @@ char* AttentionPlan::memory(int64_t bytes) {
     return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(scratch_.data()) + 63) / 64 * 64);
 }
 
+KvPlaces AttentionPlan::places(int64_t n_rows) const {
+    if (n_rows != int64_t(write_index_.size())) throw std::invalid_argument("the plan writes other rows");
+    return {write_index_.data()};
+}
+
+int64_t AttentionPlan::tallest() const {
+    int64_t rows = 1;
+    for (const AttentionTile& tile : tiles_) rows = std::max(rows, tile.n_rows);
+    return rows;
+}
+
 void run(const WriteKv& job, const AttentionPlan* plan, Dtype rows, Dtype cache, int64_t n_rows) {
-    if (n_rows != int64_t(plan->write_index_.size())) throw std::invalid_argument("the plan writes other rows");
     const auto kernel = kernels().attention[int(rows)][int(cache)].write_kv;
-    const KvPlaces places{plan->write_index_.data()};
+    const KvPlaces places = plan->places(n_rows);
     Pool::instance().each((n_rows + write_rows - 1) / write_rows, [&](int64_t chunk, int) {
         kernel(job, places, chunk * write_rows, std::min(n_rows, (chunk + 1) * write_rows));
     });
 }
 
 void run(const Attend& job, AttentionPlan* plan, Dtype rows, Dtype cache, int64_t n_rows) {
-    if (n_rows != int64_t(plan->ranges_.size())) throw std::invalid_argument("the plan is of another step");
-    const AttentionKernels& table = kernels().attention[int(rows)][int(cache)];
+    plan->attend(kernels().attention[int(rows)][int(cache)], job, n_rows);
+}
+
+void AttentionPlan::attend(const AttentionKernels& table, const Attend& job, int64_t n_rows) {
+    if (n_rows != int64_t(ranges_.size())) throw std::invalid_argument("the plan is of another step");
     const int64_t group = group_of(job), heads = job.n_kv_heads, row_floats = group * partial_floats(job);
     const int64_t scratch = (table.scratch_bytes(job) + 63) / 64 * 64, threads = Pool::instance().threads();
-    const int64_t per_head = plan->partial_rows_ * row_floats;
-    char* memory = plan->memory(threads * scratch + heads * per_head * 4);
-    float* partials = reinterpret_cast<float*>(memory + threads * scratch);
+    const int64_t per_head = partial_rows_ * row_floats;
+    char* start = memory(threads * scratch + heads * per_head * 4);
+    float* partials = reinterpret_cast<float*>(start + threads * scratch);
     const auto partials_of = [&](const AttentionTile& tile, int64_t head) {
         return partials + head * per_head + tile.partial * row_floats;
     };
-    const int64_t n_work = int64_t(plan->work_.size());
+    const int64_t n_work = int64_t(work_.size());
     Pool::instance().each(n_work * heads, [&](int64_t chunk, int thread) {
-        const int64_t head = plan->by_head_ ? chunk / n_work : chunk % heads;
-        const auto work = plan->work_[size_t(plan->by_head_ ? chunk % n_work : chunk / heads)];
-        const AttentionTile& tile = plan->tiles_[size_t(work.tile)];
-        char* mine = memory + thread * scratch;
+        const int64_t head = by_head_ ? chunk / n_work : chunk % heads;
+        const auto work = work_[size_t(by_head_ ? chunk % n_work : chunk / heads)];
+        const AttentionTile& tile = tiles_[size_t(work.tile)];
+        char* mine = start + thread * scratch;
         if (tile.partial < 0)
             table.tile(job, tile, head, mine);
         else
             table.segments(job, tile, head, work.first, work.last, partials_of(tile, head), tile.n_rows * row_floats, mine);
     });
-    Pool::instance().each(int64_t(plan->split_.size()) * heads, [&](int64_t chunk, int) {
-        const AttentionTile& tile = plan->tiles_[size_t(plan->split_[size_t(chunk / heads)])];
+    Pool::instance().each(int64_t(split_.size()) * heads, [&](int64_t chunk, int) {
+        const AttentionTile& tile = tiles_[size_t(split_[size_t(chunk / heads)])];
         table.merge(job, tile, chunk % heads, partials_of(tile, chunk % heads), tile.n_rows * row_floats);
     });
 }

@@ -9,6 +9,8 @@
 
 namespace headrace {
 
+struct AttentionKernels;
+
 // One cache group's plan of a step: which rows go together, and where they find their blocks. Filled once a step and used
 // by every layer of the group; filling it again keeps its address and its memory.
 class AttentionPlan {
@@ -31,10 +33,14 @@ class AttentionPlan {
     // Throws std::invalid_argument when a row lies outside its sequence, or sees keys outside its block table.
     void fill(const Step& step);
 
-  private:
-    friend void run(const WriteKv&, const AttentionPlan*, Dtype, Dtype, int64_t);
-    friend void run(const Attend&, AttentionPlan*, Dtype, Dtype, int64_t);
+    // Where the step's keys go. Throws std::invalid_argument unless they are n_rows.
+    KvPlaces places(int64_t n_rows) const;
+    // Rows of the tallest tile.
+    int64_t tallest() const;
+    // Runs a job over all tiles, shared out among threads. Throws std::invalid_argument unless the step has n_rows.
+    void attend(const AttentionKernels& table, const Attend& job, int64_t n_rows);
 
+  private:
     // Segments [first, last) of a tile; the tile is whole if it is not among the split ones.
     struct Work {
         int32_t tile;

@@ -39,6 +39,16 @@ _OWN: dict[str, dict[str, Any]] = {
         "ssm_state_size": 8,
         "n_groups": 2,
     },
+    "DeepseekV3ForCausalLM": {
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 10,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 16,
+        "moe_intermediate_size": 12,
+    },
 }
 """What an architecture has instead, or beside it."""
 
@@ -54,4 +64,5 @@ def required(architecture: str) -> list[str]:
     wanted = least(architecture)
     optional = {"architectures", "num_key_value_heads", "head_dim", "mamba_head_dim", "ssm_state_size", "n_groups"}
     optional |= set(_OWN["Qwen3NextForCausalLM"])
+    optional |= {"n_routed_experts", "moe_intermediate_size", "first_k_dense_replace"}
     return [name for name, value in wanted.items() if value is not None and name not in optional]

@@ -211,3 +211,17 @@ def test_experts_are_counted_by_what_a_row_needs():
     model = build_model(config, BuildContext(ops=select_ops("cpu", torch.float32, "reference")))
     one = 3 * config["intermediate_size"] * config["hidden_size"] * 4
     assert model.expert_bytes() == (config["num_hidden_layers"] * 8 * one, 0.25)
+
+
+def test_layers_behind_the_last_are_left_where_they_are(tmp_path):
+    """DeepSeek-V3's files hold what predicts a second token: one more layer."""
+    tensors = weights(build("DeepseekV3ForCausalLM"))
+    further = {f"model.layers.2.{name}": torch.zeros(3) for name in ("eh_proj.weight", "self_attn.o_proj.weight")}
+    load(build("DeepseekV3ForCausalLM"), tensors | further, tmp_path / "one")
+    for number, fields in ((3, {}), (2, {"num_nextn_predict_layers": 0})):
+        with pytest.raises(CheckpointError, match=f"no layer of this model uses model.layers.{number}.a"):
+            load(
+                build("DeepseekV3ForCausalLM", **fields),
+                tensors | {f"model.layers.{number}.a": torch.zeros(3)},
+                tmp_path / str(number),
+            )

@@ -16,8 +16,8 @@ if not core.is_available():
 
 TESTS = Path(__file__).parents[1]
 FILES = (
-    *("ops/test_native_attention.py", "ops/test_native_small.py", "ops/test_block_linear.py", "runner/test_graph.py"),
-    "eval/test_exactness.py",
+    *("ops/test_native_attention.py", "ops/test_latent.py", "ops/test_native_small.py", "ops/test_block_linear.py"),
+    *("runner/test_graph.py", "eval/test_exactness.py"),
 )
 
 

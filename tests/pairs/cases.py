@@ -15,7 +15,7 @@ from typing import Literal
 
 from headrace.core.features import FEATURES, absent_with_states, feature
 
-FULL = ("llama", "qwen2", "qwen3", "nemotron", "decilm", "mixtral", "qwen3-moe")
+FULL = ("llama", "qwen2", "qwen3", "nemotron", "decilm", "mixtral", "qwen3-moe", "deepseek-v3")
 """Families whose layers all keep everything."""
 WINDOWED = (
     "gemma3-untied-window-40",

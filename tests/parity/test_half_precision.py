@@ -35,6 +35,7 @@ def divergence(truth: torch.Tensor, logprobs: torch.Tensor) -> float:
         "gpt-oss",
         "llama4",
         "qwen3-moe",
+        "deepseek-v3",
     ],
 )
 def test_bf16_is_as_close_to_fp32_as_the_reference_is(variant: str, tmp_path: Path) -> None:

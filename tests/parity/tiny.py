@@ -117,6 +117,24 @@ _MAMBA = {
     # The reference takes this for a lower bound of the time step in prompts, and not after them.
     "time_step_min": 1e-12,
 }
+_DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "head_dim": ABSENT,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "routed_scaling_factor": 2.5,
+    **_rope("yarn", factor=40.0, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=1.0),
+}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -317,6 +335,30 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_norm_epsilon": 1e-2,
         },
     ),
+    "deepseek-v3": ("DeepseekV3", _DEEPSEEK),
+    "deepseek-v3-plain": (
+        "DeepseekV3",
+        {**_DEEPSEEK, **_rope("default"), "q_lora_rank": None, "n_group": 1, "topk_group": 1, "norm_topk_prob": False},
+    ),
+    "deepseek-v3-odd": (
+        "DeepseekV3",
+        {
+            **_DEEPSEEK,
+            **_rope("yarn", factor=8.0, original_max_position_embeddings=32, mscale=0.7, mscale_all_dim=1.2),
+            "hidden_size": 60,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "kv_lora_rank": 26,
+            "qk_nope_head_dim": 10,
+            "qk_rope_head_dim": 6,
+            "v_head_dim": 14,
+            "attention_bias": True,
+            "rope_interleave": False,
+            "first_k_dense_replace": 2,
+            "n_shared_experts": 2,
+            "moe_intermediate_size": 27,
+        },
+    ),
 }
 """Name -> (class prefix, what differs from the common base)."""
 
@@ -336,6 +378,7 @@ _CLASSES = {
     "DeciLM": (dict, DeciLM),
     "NemotronH": (transformers.NemotronHConfig, transformers.NemotronHForCausalLM),
     "Qwen3Next": (transformers.Qwen3NextConfig, transformers.Qwen3NextForCausalLM),
+    "DeepseekV3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM),
 }
 
 
@@ -355,7 +398,8 @@ def make(variant: str, **changes: Any) -> Any:
 def randomised(model: Any, seed: str, *, zero_centred: bool = False) -> Any:
     """The model, every parameter drawn anew as a function of ``seed``. ``zero_centred``: norms store weight - 1."""
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
-    for name, parameter in model.named_parameters():
+    corrections = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("correction_bias")]
+    for name, parameter in [*model.named_parameters(), *corrections]:
         randomise(name, parameter, generator, zero_centred=zero_centred)
         if name.endswith("qkv_proj.weight"):
             values = model.config.num_key_value_heads * model.model.layers[0].self_attn.head_dim
@@ -381,7 +425,7 @@ def randomise(name: str, parameter: torch.Tensor, generator: torch.Generator, *,
     elif "embed" in name:
         parameter.copy_(noise * 0.3)
     else:
-        sharper = _SHARPER if "q_proj" in name or "k_proj" in name else 1.0
+        sharper = _SHARPER if any(part in name for part in ("q_proj", "k_proj", "q_b_proj", "kv_a_proj")) else 1.0
         parameter.copy_(noise * parameter.shape[1] ** -0.5 * sharper)
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not core.is_available(), reason=f"no native core
 
 VARIANTS = (
     "llama", "mistral-window-40-odd-mqa", "qwen2", "qwen3", "phi3-longrope-long", "nemotron", "exaone4-window-40-odd",
-    "gemma3-untied-window-40", "decilm",
+    "gemma3-untied-window-40", "decilm", "deepseek-v3",
 )  # fmt: skip
 """One for each architecture, by ``parity.tiny``."""
 PROMPTS = [[5, 6, 7] * 8, [9] * 40, list(range(20, 95)), [3]]

@@ -64,7 +64,9 @@ def _model_facts(name: str) -> dict[str, Any]:
 
 
 def _kind(spec: Any) -> str:
-    """``SlidingKV: 4 KV heads of 64, window 512``."""
+    """``SlidingKV: 4 KV heads of 64, window 512``, or ``LatentKV: rank 512, rotated key of 64``."""
+    if hasattr(spec, "rank"):
+        return f"{type(spec).__name__}: rank {spec.rank}, rotated key of {spec.rope_dim}"
     if hasattr(spec, "n_floats"):
         return f"{type(spec).__name__}: {spec.n_floats:,} numbers in float32"
     reach = "".join(f", {name} {getattr(spec, name)}" for name in ("window", "chunk") if hasattr(spec, name))

@@ -17,6 +17,7 @@ from .base import Model
 
 ARCHITECTURES: dict[str, str] = {
     "DeciLMForCausalLM": "decilm",
+    "DeepseekV3ForCausalLM": "deepseek_v3",
     "Exaone4ForCausalLM": "exaone4",
     "Gemma3ForCausalLM": "gemma3",
     "GptOssForCausalLM": "gpt_oss",

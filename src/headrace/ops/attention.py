@@ -11,6 +11,7 @@ from headrace.core.errors import EngineError
 from headrace.core.plan import BLOCK_TOKENS
 
 from .batch import Batch, GroupBatch
+from .latent import LatentAttention
 
 
 def value_dim(spec: KVSpec) -> int:
@@ -43,6 +44,11 @@ def check_ranges(part: GroupBatch, n_rows: int) -> torch.Tensor:
 
 class AttentionBackend(Protocol):
     """Attention over a paged cache. Stateless: everything it needs comes in with the call."""
+
+    @property
+    def latent(self) -> LatentAttention:
+        """Attention over latent vectors, by the plans of this backend."""
+        ...
 
     def bind(self, kv_cache: torch.Tensor, spec: KVSpec) -> Any:
         """Takes a layer's cache and returns what ``write`` and ``attend`` want for it. The memory stays the caller's.

@@ -19,6 +19,7 @@ from headrace.core.errors import ConfigError, did_you_mean
 from .attention import AttentionBackend, EncoderAttention
 from .batch import Batch
 from .block_linear import MakeBlockLinear
+from .latent import PerHead
 from .linear import LinearOps
 from .moe import ExpertOps, Routing
 from .recurrent import RecurrentOps, step_rows
@@ -74,6 +75,7 @@ class Ops:
     softmax_top_k: Callable[..., Routing]
     sigmoid_top_k: Callable[..., Routing]
     experts: ExpertOps
+    per_head: PerHead
     attention: AttentionBackend
     encoder_attention: EncoderAttention
     recurrent: RecurrentOps
@@ -120,6 +122,7 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "softmax_top_k": (_native("moe", "softmax_top_k"), _reference("moe", "softmax_top_k")),
     "sigmoid_top_k": (_native("moe", "sigmoid_top_k"), _reference("moe", "sigmoid_top_k")),
     "experts": (_native("moe", "EXPERTS"), _reference("moe", "EXPERTS")),
+    "per_head": (_native("latent", "PER_HEAD"), _reference("latent", "PER_HEAD")),
     "attention": (_native("attention", "BACKEND"), _reference("attention", "BACKEND")),
     "encoder_attention": (
         _native("attention", "encoder_attention"),

@@ -14,6 +14,7 @@ from headrace.ops.attention import check_layout, check_ranges, check_starts, val
 from headrace.ops.batch import Batch, GroupBatch
 
 from .core import DTYPES, native
+from .latent import LATENT
 from .workspace import empty
 
 _core = native()
@@ -38,6 +39,8 @@ class NativeAttention:
 
     Products run in the dtype of the cache, with sums in float32: queries and weights are rounded to it.
     """
+
+    latent = LATENT
 
     def bind(self, kv_cache: torch.Tensor, spec: KVSpec) -> NativeKV:
         check_layout(kv_cache, spec)

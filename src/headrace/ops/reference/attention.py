@@ -21,6 +21,8 @@ from headrace.core.plan import BLOCK_TOKENS
 from headrace.ops.attention import check_layout, check_ranges, check_starts, value_dim
 from headrace.ops.batch import Batch
 
+from .latent import LATENT
+
 MAX_TILE_AREA = 1 << 20
 """Rows times keys of a tile: times n_heads * 4 bytes is what its scores take."""
 
@@ -111,6 +113,8 @@ class _Piece(NamedTuple):
 
 class ReferenceAttention:
     """``AttentionBackend`` in torch, for any device."""
+
+    latent = LATENT
 
     def bind(self, kv_cache: torch.Tensor, spec: KVSpec) -> PagedKV:
         check_layout(kv_cache, spec)

@@ -1,0 +1,119 @@
+"""DeepSeek-V3, R1 and V3.1, and what has their graph in other sizes (Kimi-K2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from headrace.core.errors import ModelError
+from headrace.layers.base import BuildContext, Layer
+from headrace.layers.block import PreNormBlock
+from headrace.layers.mla import LatentSelfAttention, LatentShape
+from headrace.layers.mlp import GatedMLP
+from headrace.layers.moe import (
+    Experts,
+    MixtureOfExperts,
+    SigmoidChoice,
+    SigmoidRouter,
+    WithSharedExpert,
+    separate_experts,
+)
+from headrace.layers.rope import RopeSpec, yarn_gain
+from headrace.ops.moe import ExpertsShape
+
+from .config import DecoderConfig, Fields, read_decoder, read_experts
+from .rope_config import read_rope
+from .stacked import StackedDecoder
+
+
+class DeepseekV3ForCausalLM(StackedDecoder):
+    """Latent attention; the first layers have an MLP, the others experts chosen within groups beside a shared one."""
+
+    def __init__(self, config: Mapping[str, Any], ctx: BuildContext) -> None:
+        fields = Fields(config, "DeepseekV3ForCausalLM")
+        fields.choice("hidden_act", ("silu",), "silu")
+        rope_dim = fields.integer("qk_rope_head_dim")
+        c = replace(read_decoder(fields, head_dim=rope_dim, tied=False), head_dim=rope_dim)
+        if c.n_kv_heads != c.n_heads:
+            raise ModelError(
+                f"{fields.where}: num_key_value_heads = {c.n_kv_heads} must equal num_attention_heads = {c.n_heads}:"
+                " all heads read the same latent vectors"
+            )
+        shape = LatentShape(
+            hidden_size=c.hidden_size,
+            n_heads=c.n_heads,
+            q_rank=fields.integer("q_lora_rank", None if fields.has("q_lora_rank") else 1536),
+            kv_rank=fields.integer("kv_lora_rank"),
+            nope_dim=fields.integer("qk_nope_head_dim"),
+            rope_dim=rope_dim,
+            v_dim=fields.integer("v_head_dim"),
+        )
+        rope = read_rope(fields, head_dim=rope_dim, max_positions=c.max_positions)
+        scale = shape.q_dim**-0.5 * _gain(rope) ** 2
+        paired = fields.flag("rope_interleave", True)
+        first_mixture = fields.integer("first_k_dense_replace", 3, at_least=0)
+        frequency = fields.integer("moe_layer_freq", 1)
+        mixture = _mixture(fields, c)
+
+        def block(name: str, index: int) -> PreNormBlock:
+            is_mixture = index >= first_mixture and index % frequency == 0
+            return PreNormBlock(
+                ctx,
+                name,
+                c.hidden_size,
+                c.eps,
+                LatentSelfAttention(ctx, f"{name}.self_attn", shape, scale=scale, bias=c.attention_bias, paired=paired),
+                mixture(ctx, f"{name}.mlp")
+                if is_mixture
+                else GatedMLP(ctx, f"{name}.mlp", c.hidden_size, c.inner_size, "silu"),
+            )
+
+        super().__init__(ctx, c, rope, block)
+        # Layers behind the last predict further tokens (num_nextn_predict_layers); generation does not use them.
+        n_further = fields.integer("num_nextn_predict_layers", 1, at_least=0)
+        self.ignore_below(*(f"model.layers.{c.n_layers + i}." for i in range(n_further)))
+
+
+def _gain(rope: RopeSpec) -> float:
+    """What YaRN multiplies queries and keys with beside its factor on cosines and sines."""
+    return yarn_gain(rope.factor, rope.mscale_all_dim) if rope.mscale_all_dim else 1.0
+
+
+def _mixture(fields: Fields, c: DecoderConfig) -> Any:
+    """What makes the mixture of a layer, from (ctx, name)."""
+    fields.choice("scoring_func", ("sigmoid",), "sigmoid")
+    fields.choice("topk_method", ("noaux_tc",), "noaux_tc")
+    n_experts, k = read_experts(fields, ("n_routed_experts",), default=256, default_k=8)
+    n_groups, top_groups = fields.integer("n_group", 8), fields.integer("topk_group", 4)
+    if n_experts % n_groups or n_experts // n_groups < 2 or top_groups > n_groups:
+        raise ModelError(
+            f"{fields.where}: n_routed_experts = {n_experts} in n_group = {n_groups} groups of which topk_group ="
+            f" {top_groups} stay: groups must be equal, of 2 experts or more, and at least as many as stay"
+        )
+    if k > top_groups * (n_experts // n_groups):
+        raise ModelError(
+            f"{fields.where}: num_experts_per_tok = {k} is more than the {top_groups} groups that stay have experts"
+        )
+    choice = SigmoidChoice(
+        k,
+        normalised=fields.flag("norm_topk_prob", True),
+        n_groups=n_groups,
+        top_groups=top_groups,
+        factor=fields.number("routed_scaling_factor", 2.5),
+    )
+    inner = fields.integer("moe_intermediate_size", 2048)
+    shared = inner * fields.integer("n_shared_experts", 1)
+    shape = ExpertsShape(n_experts, c.hidden_size, inner, "silu_mul")
+
+    def make(ctx: BuildContext, name: str) -> Layer:
+        return WithSharedExpert(
+            ctx,
+            MixtureOfExperts(
+                SigmoidRouter(ctx, f"{name}.gate", c.hidden_size, n_experts, choice, corrected=True),
+                Experts(ctx, shape, separate_experts(f"{name}.experts", shape)),
+            ),
+            GatedMLP(ctx, f"{name}.shared_experts", c.hidden_size, shared, "silu"),
+        )
+
+    return make
