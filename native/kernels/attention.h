@@ -54,7 +54,7 @@ template <int rows>
 constexpr bool fetches = rows <= 6;
 
 static inline void fetch(const void* from, int64_t bytes) {
-    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line);
+    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line, 0, 2);
 }
 
 // Where the keys, values and queries of a tile lie: each KV head has its own.
@@ -119,6 +119,7 @@ struct TileAttention {
         const T* keys[n];
         const char* ahead[n];
         Vec sums[n][rows][panel_vecs];
+#pragma GCC unroll 4
         for (int b = 0; b < n; ++b) {
             keys[b] = blocks.views[at + b].keys;
             ahead[b] = reinterpret_cast<const char*>(blocks.views[at + b].values);
@@ -126,13 +127,16 @@ struct TileAttention {
                 for (int v = 0; v < panel_vecs; ++v) sums[b][r][v] = Vec::zero();
         }
         for (int64_t unit = 0; unit < units; ++unit, x += rows * D::x_bytes) {
-            for (int b = 0; b < n; ++b) {
-                if constexpr (fetches<rows>) fetch(ahead[b] + unit * values_ahead, values_ahead);
+            if constexpr (fetches<rows>)
+                for (int b = 0; b < n; ++b) fetch(ahead[b] + unit * values_ahead, values_ahead);
+#pragma GCC unroll 4
+            for (int b = 0; b < n; ++b) {  // unrolled, or its sums lie in memory
                 D::template step<rows, panel_vecs>(reinterpret_cast<const char*>(keys[b] + unit * unit_columns), x, sums[b]);
             }
         }
         // Powers of two from here on.
         const Vec scale = Vec::all(job.soft_cap != 0.0f ? job.scale : job.scale * log2_e);
+#pragma GCC unroll 4
         for (int b = 0; b < n; ++b)
             for (int r = 0; r < rows; ++r)
                 for (int v = 0; v < panel_vecs; ++v)

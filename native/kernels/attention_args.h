@@ -14,7 +14,7 @@ namespace headrace {
 
 constexpr int64_t block_tokens = 32;
 // Tokens of a segment. Part of the definition: every segment has a softmax of its own, and segments are merged in order.
-constexpr int64_t segment_tokens = 128;
+constexpr int64_t segment_tokens = 256;
 constexpr int64_t segment_blocks = segment_tokens / block_tokens;
 // Rows of a tile at most. Where a tile starts has no effect on results.
 constexpr int64_t attention_tile_rows = 12;

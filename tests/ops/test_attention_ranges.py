@@ -93,7 +93,7 @@ FORMS = st.builds(
     Form, v_dim=st.sampled_from([None, 7, 32]), soft_cap=st.sampled_from([None, 2.0]), sinks=st.booleans()
 )
 SHAPES = {
-    "counts": st.lists(st.sampled_from([1, 5, 32, 33, 129, 300]), min_size=1, max_size=3),
+    "counts": st.lists(st.sampled_from([1, 5, 32, 33, 300, 700]), min_size=1, max_size=3),
     "form": FORMS,
     "n_kv": st.sampled_from([1, 3]),
     "shared": st.sampled_from([1, 3]),

@@ -109,7 +109,7 @@ def cut(sequences: Sequences, seed: int) -> list[torch.Tensor]:
 
 
 shapes = {
-    "lengths": st.lists(st.sampled_from([1, 2, 31, 32, 33, 70, 129, 200, 300]), min_size=1, max_size=4),
+    "lengths": st.lists(st.sampled_from([1, 2, 31, 32, 33, 70, 129, 200, 300, 600]), min_size=1, max_size=4),
     "form": forms,
     "n_kv": st.sampled_from([1, 2, 3]),
     "shared": st.sampled_from([1, 2, 3, 7]),
