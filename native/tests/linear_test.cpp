@@ -1,38 +1,13 @@
 // Products, look-ups and packing within memory of exactly the promised sizes, on several threads.
-#include <cmath>
-#include <cstring>
-#include <random>
 #include <stdexcept>
-#include <vector>
 
-#include "core/bf16.h"
 #include "core/pool.h"
 #include "ops/linear.h"
-#include "tests/check.h"
+#include "tests/values.h"
 
 using namespace headrace;
 
 namespace {
-
-template <class T>
-T from_float(float x) {
-    if constexpr (sizeof(T) == 4)
-        return x;
-    else
-        return to_bf16(x);
-}
-
-template <class T>
-constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::f32 : Dtype::bf16;
-
-template <class T>
-std::vector<T> noise(int64_t n, unsigned seed) {
-    std::mt19937 random(seed);
-    std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
-    std::vector<T> values(static_cast<size_t>(n));
-    for (T& value : values) value = from_float<T>(uniform(random));
-    return values;
-}
 
 template <class T>
 std::vector<char> packed(const std::vector<T>& rows, int64_t n, int64_t k) {
@@ -62,7 +37,7 @@ void check_product(int64_t m, int64_t n, int64_t k, int64_t segments) {
             }
             const float got = wide[size_t(i * n + j)];
             CHECK(std::abs(got - sum) <= 2e-6 * size);
-            const T once = from_float<T>(got);
+            const T once = converted<T>(got);
             CHECK(std::memcmp(&once, &narrow[size_t(i * n + j)], sizeof(T)) == 0);
         }
     }

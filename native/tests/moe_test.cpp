@@ -1,42 +1,17 @@
 // Routers and experts within memory of exactly the promised sizes, on several threads.
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <limits>
-#include <random>
 #include <stdexcept>
-#include <vector>
 
-#include "core/bf16.h"
 #include "core/pool.h"
 #include "ops/block_linear.h"
 #include "ops/linear.h"
 #include "ops/moe.h"
-#include "tests/check.h"
+#include "tests/values.h"
 
 using namespace headrace;
 
 namespace {
-
-template <class T>
-T from_float(float x) {
-    if constexpr (sizeof(T) == 4)
-        return x;
-    else
-        return to_bf16(x);
-}
-
-template <class T>
-constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::f32 : Dtype::bf16;
-
-template <class T>
-std::vector<T> noise(int64_t n, unsigned seed) {
-    std::mt19937 random(seed);
-    std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
-    std::vector<T> values(static_cast<size_t>(n));
-    for (T& value : values) value = from_float<T>(uniform(random));
-    return values;
-}
 
 struct Sizes {
     int64_t rows, n_experts, k, size, inner;
