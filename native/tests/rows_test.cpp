@@ -25,6 +25,9 @@ double exact_of(Elementwise kind, double x, double other, double c) {
             const double gate = std::min(x, c), up = std::max(-c, std::min(c, other));
             return (up + 1) * gate / (1 + std::exp(-1.702 * gate));
         }
+        case Elementwise::gelu: return x * std::erfc(-x / std::sqrt(2.0)) / 2;
+        case Elementwise::sigmoid_mul:
+        case Elementwise::row_sigmoid_mul: return x / (1 + std::exp(-other));
         default: std::abort();
     }
 }
@@ -40,10 +43,13 @@ void check_elementwise(Elementwise kind, int64_t size) {
     for (int64_t row = 0; row < n_rows; ++row) {
         const T* from = x.data() + row * width;
         for (int64_t i = 0; i < size; ++i) {
-            const double a = to_float(from[i]), b = to_float(pairs ? from[size + i] : other[size_t(row * size + i)]);
+            const int64_t beside = row * size + (kind == Elementwise::row_sigmoid_mul ? 0 : i);
+            const double a = to_float(from[i]), b = to_float(pairs ? from[size + i] : other[size_t(beside)]);
             const double exact = exact_of(kind, a, b, c);
+            // What is a difference is as far off as its larger side.
+            const double absolute = kind == Elementwise::soft_cap ? c : kind == Elementwise::gelu ? std::abs(a) : 0.0;
             // An exponential is as far off as its argument, which is up to 50 here.
-            check_near(y[size_t(row * size + i)], exact, 5 * std::abs(exact) + (kind == Elementwise::soft_cap ? c : 0.0));
+            check_near(y[size_t(row * size + i)], exact, 5 * std::abs(exact) + absolute);
         }
         run(ElementwiseRows{from, other.data() + row * size, alone.data(), size, width, size, size, c}, kind, dtype_of<T>, 1);
         check_same(alone.data(), y.data() + row * size, size);
@@ -99,7 +105,7 @@ template <class T>
 void check_layer_norm(int64_t size) {
     const auto x = noise<T>(n_rows * size, 1), weight = noise<T>(size, 2), bias = noise<T>(size, 3);
     std::vector<T> y(x.size());
-    run(LayerNorm{x.data(), weight.data(), bias.data(), y.data(), size, size, 1e-2f}, dtype_of<T>, n_rows);
+    run(LayerNorm{x.data(), weight.data(), bias.data(), y.data(), size, size, 1e-2f, 1.0f}, dtype_of<T>, n_rows);
     for (int64_t row = 0; row < n_rows; ++row) {
         double mean = 0, squares = 0;
         for (int64_t j = 0; j < size; ++j) mean += to_float(x[size_t(row * size + j)]) / double(size);

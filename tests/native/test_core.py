@@ -23,13 +23,14 @@ def missing(tools: tuple[str, ...]) -> list[str]:
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # most of it is the compiler's
     pytest.mark.skipif(bool(missing(TOOLS)), reason=f"needs {', '.join(TOOLS)} to build"),
 ]
 
 
 def run(*command: str) -> None:
     env = {**os.environ, "PATH": PATH}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-8000:]}"
 
 
