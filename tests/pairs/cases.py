@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from headrace.core.features import FEATURES, absent_with_states, feature
@@ -65,12 +66,14 @@ def _possible(pair: tuple[str, ...]) -> bool:
 PAIRS = tuple(pair for pair in itertools.combinations(NAMES, 2) if _possible(pair))
 
 
+@cache
 def names_on(family: str) -> tuple[str, ...]:
     """Features that can act on a family."""
     absent = absent_with_states() if family in STATEFUL else {}
     return tuple(name for name in NAMES if name not in absent)
 
 
+@cache
 def pairs_on(family: str) -> tuple[tuple[str, ...], ...]:
     """Every two of them that go together."""
     return tuple(pair for pair in PAIRS if set(pair) <= set(names_on(family)))

@@ -121,5 +121,6 @@ def test_equals_the_plain_run(case: Case, folder_of: Callable[[str], Path]) -> N
     folder = folder_of(QUANTISED.get(case.family, (case.family,))[0])
     plain = _plain(folder, case.family, frozenset(filter(scenarios.changes_output, case.names)))
     got = scenarios.run(folder, _built(with_features(case.names), case.family), tiny_work(), plain)
-    assert_acted(got, case.names)
+    # Among all features at once outputs are short, and it is chance whether memory runs out; the pairs make it.
+    assert_acted(got, case.names if len(case.names) <= 2 else set(case.names) - {"preemption"})
     assert_equal(got, plain)

@@ -17,12 +17,19 @@ from pairs.scenarios import Finished, Work, reference, with_features
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 MODELS = ("smollm2", "gemma3-270m")
+
+
+def _all_but_guided(turn: int) -> tuple[str, ...]:
+    """A grammar ends with an end token, and these outputs go on beyond it."""
+    return tuple(name for name in everything("llama", turn) if name != "guided")
+
+
 SETS = (
     ("kv_reuse", "ngram"),
     ("chunked_prefill", "preemption"),
     ("batching", "prompt_logprobs"),
-    everything("llama", 0),
-    everything("llama", 2),
+    _all_but_guided(0),
+    _all_but_guided(2),
 )
 TOLERANCE = 1e-3
 """On logprobs of fp32 reference operators, 18 and 30 layers deep."""

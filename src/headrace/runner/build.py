@@ -130,7 +130,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         "operators": dict(ops.chosen),
         "sampler_type": sampler_type,
         "graph_sizes": list(sizes),
-        "pooling": msgspec.to_builtins(model.pooling),
+        "pooling": msgspec.json.decode(msgspec.json.encode(model.pooling)),
     }
     sampler = ProcessingSampler(GuidedSampler(sampler, model.vocab_size), args.batched_logits_processor)
     states = _states(model, ops, groups, max_drafts)
