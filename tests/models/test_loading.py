@@ -175,6 +175,12 @@ def test_caches_that_do_not_fit_are_refused():
         model.bind_cache([[0, 1]], [torch.zeros(3, 1, 2 * 2 * 32 * 8)])
 
 
+def test_threads_fill_what_was_allocated_in_inference_mode(tmp_path):
+    model = build(attention_bias=True)
+    with torch.inference_mode():
+        load(model, weights(model), tmp_path, threads=3)
+
+
 def test_threads_fill_the_same(tmp_path):
     model, alone = build(attention_bias=True), build(attention_bias=True)
     tensors, seen = weights(model), []

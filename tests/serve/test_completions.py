@@ -139,11 +139,12 @@ def test_a_deadline_gives_what_is_there(serve: object) -> None:
 
 def test_usage_so_far_comes_with_every_chunk(tiny: Running) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
-    body = {"model": NAME, "prompt": PROMPT, "max_tokens": 6, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    body = {"model": NAME, "prompt": PROMPT, "max_tokens": 48, "temperature": 0, "extra_body": {"ignore_eos": True}}
     chunks = list(tiny.client().completions.create(stream=True, stream_options=options, **body))
+    # A server that falls behind puts several tokens into a chunk, but not all of so many.
     made = [chunk.usage.completion_tokens for chunk in chunks]
     assert made == sorted(made)
-    assert made[0] < made[-1] == 6
+    assert made[0] < made[-1] == 48
     assert {chunk.usage.prompt_tokens for chunk in chunks} == {len(PROMPT)}
     assert chunks[-1].choices == []
 

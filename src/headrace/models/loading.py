@@ -123,7 +123,9 @@ class _Filling:
         for parameter, source in uses:
             if self.stopped:
                 return
-            parameter.fill(source, self._checkpoint)
+            # As the thread may be that allocated: a tensor made in this mode is only written in it.
+            with torch.inference_mode():
+                parameter.fill(source, self._checkpoint)
             # Padding counts with the rows, in proportion.
             before, rows = rows, rows + source.last - source.first
             nbytes, height = parameter.nbytes, parameter.shape[0]
