@@ -45,6 +45,16 @@ def peak(dtype: torch.dtype, rounds: int) -> float:
     return best
 
 
+def peak_bytes(rounds: int) -> float:
+    """Operations a second on 8-bit numbers."""
+    best = 0.0
+    for _ in range(rounds):
+        start = time.perf_counter()
+        products = core.native().multiply_all_bytes(TURNS)
+        best = max(best, 2 * products / (time.perf_counter() - start))
+    return best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=usable_cpus())
@@ -57,7 +67,11 @@ def main() -> None:
         "level": core.native().level(),
         "threads": args.threads,
         "read": {str(size): bandwidth(size * 10**6, args.rounds) for size in SIZES_MB},
-        "peak": {"bf16": peak(torch.bfloat16, args.rounds), "float32": peak(torch.float32, args.rounds)},
+        "peak": {
+            "int8": peak_bytes(args.rounds),
+            "bf16": peak(torch.bfloat16, args.rounds),
+            "float32": peak(torch.float32, args.rounds),
+        },
     }
     print(json.dumps(found, indent=1))
 

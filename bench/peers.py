@@ -74,20 +74,21 @@ MODELS = {
 class Limits:
     read: Mapping[int, float]
     """Bytes a second by megabytes walked."""
-    peak: float
-    """Operations a second in bfloat16."""
+    peak: Mapping[str, float]
+    """Operations a second by precision."""
 
     def step(self, shape: Shape, precision: str, rows: int, context: int) -> float:
         """Seconds of a decode step at least."""
         weights = shape.body + shape.vocab * shape.hidden
         n_bytes = weights * BYTES[precision] + rows * context * shape.kv_bytes
-        return max(n_bytes / self._bandwidth(n_bytes), 2 * weights * rows / self.peak)
+        return max(n_bytes / self._bandwidth(n_bytes), 2 * weights * rows / self._peak(precision))
 
     def prefill(self, shape: Shape, precision: str, rows: int) -> float:
         """Seconds of a prompt at least."""
         attention = shape.layers * 4 * shape.heads * shape.head_dim * rows * rows / 2
         n_bytes = shape.body * BYTES[precision]
-        return max((2 * shape.body * rows + attention) / self.peak, n_bytes / self._bandwidth(n_bytes))
+        products = 2 * shape.body * rows / self._peak(precision) + attention / self.peak["bf16"]
+        return max(products, n_bytes / self._bandwidth(n_bytes))
 
     def rate(self, shape: Shape, precision: str, workload: str) -> float:
         """Tokens a second of a workload at most."""
@@ -101,13 +102,17 @@ class Limits:
         decode = 128 * (32 / streams) * self.step(shape, precision, streams, 320)
         return 32 * 128 / (32 * self.prefill(shape, precision, 256) + decode)
 
+    def _peak(self, precision: str) -> float:
+        # Numbers of 4 bits are multiplied as 8-bit ones.
+        return self.peak["bf16" if precision == "bf16" else "int8"]
+
     def _bandwidth(self, n_bytes: float) -> float:
         return self.read[min(self.read, key=lambda size: abs(size - n_bytes / 1e6))]
 
 
 def read_limits(path: Path) -> Limits:
     found = json.loads(path.read_text())
-    return Limits({int(size): rate for size, rate in found["read"].items()}, found["peak"]["bf16"])
+    return Limits({int(size): rate for size, rate in found["read"].items()}, found["peak"])
 
 
 def precision(engine: str) -> str:
