@@ -196,6 +196,9 @@ def plot(path: Path, found: Mapping[str, Mapping[str, Any]], limits: Limits) -> 
         for panel, (workload, key) in zip(row, RATES.items(), strict=True):
             rates = {engine: median(results, engine, workload, key) for engine in results}
             there = {engine: rate for engine, rate in sorted(rates.items(), key=lambda pair: pair[1] or 0) if rate}
+            if not there:
+                panel.set_axis_off()
+                continue
             colours = ["#1f6feb" if engine.startswith(OURS) else "#b8bec7" for engine in there]
             bars = panel.barh(list(there), list(there.values()), color=colours)
             panel.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
