@@ -159,7 +159,7 @@ def test_process_rewards_are_probabilities_at_the_separators(tmp_path: Path, pro
 def test_classifiers_equal_transformers(variant: str, tmp_path: Path, prompts: list[list[int]]) -> None:
     case = classifier(tmp_path, variant, ("bad", "so so", "good"))
     with engine(case, max_num_tokens=48) as llm:
-        assert llm.effective_config["pooling"]["labels"] == ("bad", "so so", "good")
+        assert llm.effective_config["pooling"]["labels"] == ["bad", "so so", "good"]
         logits = llm.encode(prompts, PoolingParams(use_activation=False), use_tqdm=False)
         chances = llm.encode(prompts, use_tqdm=False)
         for prompt, output, chance in zip(prompts, logits, chances, strict=True):
