@@ -48,7 +48,7 @@ class Scores:
 @contextmanager
 def served(model: str) -> Iterator[str]:
     """``headrace serve`` in a process of its own; its address."""
-    command = [sys.executable, "-m", "headrace.cli.main", "serve", model, "--port", "0", "--served-model-name", "it"]
+    command = [sys.executable, "-m", "headrace.cli.entry", "serve", model, "--port", "0", "--served-model-name", "it"]
     with subprocess.Popen([*command, "--dtype", "float32"], stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

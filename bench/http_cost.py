@@ -124,6 +124,7 @@ def serve_sim(clients: int, tokens: int, step_ms: float) -> None:
     from headrace.engine.engine import Engine
     from headrace.engine.find import find_model, find_tokenizer
     from headrace.engine.remote import RemoteBackend
+    from headrace.engine.spawn import spawn
     from headrace.serve.engine import FrontedEngine
     from headrace.serve.options import ServeOptions
     from headrace.serve.server import Server
@@ -142,7 +143,7 @@ def serve_sim(clients: int, tokens: int, step_ms: float) -> None:
         "window": 1,
         "step_seconds": step_ms / 1e3,
     }
-    backend = RemoteBackend.spawn(settings, clock, 30.0, COMMAND)
+    backend = RemoteBackend.build(spawn(COMMAND), settings, clock, 30.0)
     try:
         engine = Engine(backend, backend.report(), tokenizer, clock, backend.connect)
         options = ServeOptions(model_name=MODEL, port=0)
@@ -214,7 +215,7 @@ def sim(clients: int, tokens: int, rounds: int, step_ms: float) -> bool:
 
 
 def share(clients: int, tokens: int) -> bool:
-    command = [sys.executable, "-m", "headrace.cli.main", "serve", MODEL, "--port", "0"]
+    command = [sys.executable, "-m", "headrace.cli.entry", "serve", MODEL, "--port", "0"]
     with running(command) as (server, engine, url):
         measured(server, engine, url, clients, 2)
         one = measured(server, engine, url, clients, tokens)

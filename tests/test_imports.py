@@ -12,7 +12,7 @@ from project import module_name, package_files
 # Parts that must run in microseconds in tests, in the fuzzer and in the simulator.
 WITHOUT_TORCH = (
     *("core", "cache", "sched", "spec", "tokenizer", "executor.base", "executor.sim", "sim", "serve", "cli"),
-    *("engine.loop", "engine.engine", "engine.launch", "engine.process"),
+    *("engine.loop", "engine.engine", "engine.launch", "engine.process", "engine.spawn"),
 )
 HEAVY = ("torch", "transformers", "huggingface_hub", "numpy", "pydantic", "rich")
 

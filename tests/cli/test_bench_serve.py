@@ -28,7 +28,9 @@ def address(tiny_folder: Path) -> Iterator[str]:
     """Of a server with a key, which takes two requests at once and lets one wait."""
     limits = ("--max-batch-size", "2", "--set", "scheduler_config.max_queue_size=1", "--api-key", "k")
     command = ["serve", str(tiny_folder), "--port", "0", *ENGINE, *limits]
-    process = subprocess.Popen([sys.executable, "-m", "headrace.cli.main", *command], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "headrace.cli.entry", *command], stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     try:
         found = None

@@ -16,7 +16,7 @@ import pytest
 from conftest import TINY
 
 Command = Callable[..., Any]
-HEADRACE = (sys.executable, "-m", "headrace.cli.main")
+HEADRACE = (sys.executable, "-m", "headrace.cli.entry")
 
 
 def _lines(text: str) -> list[dict[str, Any]]:

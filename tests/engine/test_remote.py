@@ -27,6 +27,7 @@ from headrace.core.sampling_params import SamplingParams
 from headrace.engine import wire
 from headrace.engine.engine import Engine
 from headrace.engine.remote import RemoteBackend
+from headrace.engine.spawn import spawn
 from headrace.sim.engine import COMMAND, build_sim
 
 WAIT = 10.0
@@ -101,7 +102,7 @@ def test_an_error_of_somebody_elses_is_one_of_the_engine() -> None:
 
 @asynccontextmanager
 async def engine(**changes: Any) -> AsyncIterator[tuple[Engine, RemoteBackend]]:
-    backend = RemoteBackend.spawn(SETTINGS | changes, SystemClock(), WAIT, COMMAND)
+    backend = RemoteBackend.build(spawn(COMMAND), SETTINGS | changes, SystemClock(), WAIT)
     try:
         made = Engine(backend, backend.report(), None, SystemClock(), backend.connect)
         made.connect(asyncio.get_running_loop())
@@ -241,7 +242,7 @@ def test_the_heart_beats_on_when_idle_and_stands_still_when_stopped() -> None:
 
 def test_what_building_raises_is_raised_here_and_its_log_shown(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "headrace")
-    backend = RemoteBackend.spawn({"max_batch": 3, "max_batch_size": "x"}, SystemClock(), WAIT, COMMAND)
+    backend = RemoteBackend.build(spawn(COMMAND), {"max_batch": 3, "max_batch_size": "x"}, SystemClock(), WAIT)
     try:
         with pytest.raises(EngineDeadError, match=r"ValidationError: .*max_batch_size") as caught:
             backend.report()
@@ -257,5 +258,5 @@ def test_there_must_be_room_for_the_names_of_the_sockets(tmp_path: Path, monkeyp
     deep.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(deep))
     with pytest.raises(ConfigError, match="TMPDIR"):
-        RemoteBackend.spawn(SETTINGS, SystemClock(), WAIT, COMMAND)
+        RemoteBackend.build(spawn(COMMAND), SETTINGS, SystemClock(), WAIT)
     assert not list(deep.iterdir())

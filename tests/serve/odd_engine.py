@@ -6,15 +6,16 @@ odd_engine.py FOLDER NUMBER     that engine; SIGUSR1 makes its worker never come
 
 from __future__ import annotations
 
-import functools
 import signal
 import sys
 import threading
 from typing import Any
 
+from headrace.cli.main import app
 from headrace.core.phases import Phases
-from headrace.engine import launch
-from headrace.engine.process import build_model, main
+from headrace.engine.main import build_model
+from headrace.engine.process import main
+from headrace.engine.spawn import spawn
 
 FOREVER = threading.Event()
 
@@ -42,9 +43,6 @@ def build(settings: dict[str, Any], phases: Phases) -> Any:
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        launch.launch_engine = functools.partial(launch.launch_engine, command=(sys.executable, __file__))
-        from headrace.cli.main import app
-
-        app()
+        app(obj=spawn((sys.executable, __file__)))
     else:
         main(build)

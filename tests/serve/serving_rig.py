@@ -230,7 +230,7 @@ def slowed(llm: LLM, seconds: float) -> Iterator[None]:
 
 @contextmanager
 def command(
-    folder: Path, *options: str, launcher: Sequence[str] = ("-m", "headrace.cli.main")
+    folder: Path, *options: str, launcher: Sequence[str] = ("-m", "headrace.cli.entry")
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`headrace serve` as a process of its own, and its address."""
     words = [*launcher, "serve", str(folder), "--port", "0", "--served-model-name", NAME]

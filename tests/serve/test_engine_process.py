@@ -203,7 +203,7 @@ def test_only_the_engine_has_torch(folder: Path) -> None:
 def _serve(model: Path, *options: str) -> tuple[int, str]:
     words = ["serve", str(model), "--port", "0", "--served-model-name", NAME, "--threads", "1", *options]
     done = subprocess.run(
-        [sys.executable, "-m", "headrace.cli.main", *words], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "headrace.cli.entry", *words], capture_output=True, text=True, timeout=60
     )
     return done.returncode, " ".join(done.stderr.split())
 
@@ -254,7 +254,7 @@ def test_a_start_that_is_ended_leaves_nothing(folder: Path, tmp_path: Path) -> N
     words = [
         sys.executable,
         "-m",
-        "headrace.cli.main",
+        "headrace.cli.entry",
         "serve",
         str(folder),
         "--port",
@@ -277,11 +277,9 @@ def test_a_process_that_is_killed_while_it_builds_is_an_error(folder: Path, tmp_
     killer.write_text(
         "import os, signal, sys\n"
         "if sys.argv[1] == 'serve':\n"
-        "    import functools\n"
-        "    from headrace.engine import launch\n"
-        "    launch.launch_engine = functools.partial(launch.launch_engine, command=(sys.executable, __file__))\n"
         "    from headrace.cli.main import app\n"
-        "    app()\n"
+        "    from headrace.engine.spawn import spawn\n"
+        "    app(obj=spawn((sys.executable, __file__)))\n"
         "from headrace.engine.process import main\n"
         "main(lambda settings, phases: os.kill(os.getpid(), signal.SIGKILL))\n"
     )

@@ -219,6 +219,6 @@ def test_an_address_in_use_is_an_error_of_the_command(folder: Path) -> None:
     with command(folder) as (_, url):
         port = url.rsplit(":", 1)[1]
         words = ["serve", str(folder), "--port", port, "--threads", "1", "--set", "load_format=dummy"]
-        done = subprocess.run([sys.executable, "-m", "headrace.cli.main", *words], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "headrace.cli.entry", *words], capture_output=True, text=True)
         assert done.returncode == 2
         assert port in done.stderr

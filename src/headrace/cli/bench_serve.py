@@ -173,7 +173,7 @@ def _server(url: str | None, model: str, engine: Mapping[str, Any]) -> Iterator[
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "settings.yaml"
         settings.write_text(yaml.safe_dump(dict(engine)), encoding="utf-8")
-        command = [sys.executable, "-m", "headrace.cli.main", "serve", model, "--port", "0", "--config", str(settings)]
+        command = [sys.executable, "-m", "headrace.cli.entry", "serve", model, "--port", "0", "--config", str(settings)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         found: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         reader = threading.Thread(target=_listen, args=(process, found), name="server-log")

@@ -79,7 +79,3 @@ app.command("verify")(verify_command)
 app.add_typer(eval_commands)
 app.command()(features)
 app.command()(doctor)
-
-
-if __name__ == "__main__":
-    app()

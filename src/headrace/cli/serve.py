@@ -26,6 +26,7 @@ DEFAULT_RECORDS = 1000
 @with_absent_flags
 @with_engine_options
 def serve(
+    ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Built-in name, folder, .gguf file or hub id.")],
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -64,7 +65,9 @@ def serve(
         raise ConfigError("--api-key: an empty key would let everybody in; give one with letters, or none")
     template = None if chat_template is None else _template(chat_template)
     clock = SystemClock()
-    with launched(model, arguments, heartbeat_limit, quiet=quiet, clock=clock) as (running, args):
+    with launched(
+        model, arguments, heartbeat_limit, ctx.find_root().obj, meanwhile=_import_server, quiet=quiet, clock=clock
+    ) as (running, args):
         if template is not None:
             _use(template, running.tokenizer)
         from headrace.serve.engine import FrontedEngine
@@ -89,6 +92,10 @@ def serve(
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
         status = server.run(lambda: console.note(f"{options.model_name} is served at {server.url}"))
     raise typer.Exit(status)
+
+
+def _import_server() -> None:
+    from headrace.serve import server  # noqa: F401
 
 
 def _template(given: str) -> str:

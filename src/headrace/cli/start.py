@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from headrace.core.phases import Phases
 if TYPE_CHECKING:
     from headrace.core.config import LlmArgs
     from headrace.engine.engine import Engine
+    from headrace.engine.spawn import EngineProcess
     from headrace.llm import LLM
 
 
@@ -51,22 +53,34 @@ def started(model: str, engine: Mapping[str, Any], *, quiet: bool, clock: Clock 
         import torch  # noqa: F401  half of the start of a small model: it gets a line of its own
 
     with LLM(model, **engine) as llm:
+        gc.enable()
         _say_ready(model, clock.now() - begin, quiet)
         yield llm
 
 
 @contextmanager
 def launched(
-    model: str, engine: Mapping[str, Any], heartbeat_limit: float, *, quiet: bool, clock: Clock
+    model: str,
+    engine: Mapping[str, Any],
+    heartbeat_limit: float,
+    waiting: EngineProcess | None,
+    *,
+    meanwhile: Callable[[], None],
+    quiet: bool,
+    clock: Clock,
 ) -> Iterator[tuple[Engine, LlmArgs]]:
-    """As ``started``, but in a process of its own: what serves does not share its interpreter with what computes."""
+    """As ``started``, but in a process of its own: what serves does not share its interpreter with what computes.
+
+    ``waiting``: that process, if it has been started before. ``meanwhile``: is called while it builds the engine.
+    """
     show_log(quiet)
     begin = clock.now()
     from headrace.core.config import LlmArgs
     from headrace.engine.launch import launch_engine
 
     args = LlmArgs.from_call(model, dict(engine))
-    running = launch_engine(args, heartbeat_limit)
+    running = launch_engine(args, heartbeat_limit, waiting, meanwhile=meanwhile)
+    gc.enable()
     try:
         _say_ready(model, clock.now() - begin, quiet)
         yield running, args

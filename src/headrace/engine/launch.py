@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from headrace.core.clock import SystemClock
 from headrace.core.config import LlmArgs
@@ -11,14 +11,21 @@ from headrace.core.phases import Phases
 
 from .engine import Engine
 from .find import check_features, find_model, find_tokenizer
-from .remote import ENGINE, RemoteBackend
+from .remote import RemoteBackend
+from .spawn import EngineProcess, spawn
 
 
-def launch_engine(args: LlmArgs, heartbeat_limit: float, command: Sequence[str] = ENGINE) -> Engine:
+def launch_engine(
+    args: LlmArgs,
+    heartbeat_limit: float,
+    started: EngineProcess | None = None,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Engine:
     """As ``build.build_engine``, and raises the same. To be connected to an event loop before it is used.
 
-    ``heartbeat_limit``: the age in seconds at which the engine's heartbeat will be found too old. ``command``: what
-    runs as that process.
+    ``heartbeat_limit``: the age in seconds at which the engine's heartbeat will be found too old. ``started``: the
+    process, if there is one already. ``meanwhile``: what is to be done while it builds.
     """
     if args.batched_logits_processor is not None:
         raise ConfigError(
@@ -32,10 +39,11 @@ def launch_engine(args: LlmArgs, heartbeat_limit: float, command: Sequence[str] 
     # Only what was set: the engine tells a setting from a default.
     given = args.model_fields_set - {"tokenizer", "tokenizer_revision", "revision"}
     settings = args.model_dump(mode="json", include=given)
-    backend = RemoteBackend.spawn(settings | {"model": str(path)}, clock, heartbeat_limit, command)
+    backend = RemoteBackend.build(started or spawn(), settings | {"model": str(path)}, clock, heartbeat_limit)
     try:
         # While the other process imports torch.
         tokenizer = find_tokenizer(args, path, phases)
+        meanwhile()
         report = backend.report()
         report.phases[:0] = phases.done
         return Engine(backend, report, tokenizer, clock, backend.connect)

@@ -24,7 +24,6 @@ from typing import Any
 import zmq
 
 from headrace.core.clock import Clock, SystemClock
-from headrace.core.config import LlmArgs
 from headrace.core.errors import ConfigError, EngineDeadError, HeadraceError, RequestError
 from headrace.core.outputs import SequenceUpdate
 from headrace.core.phases import Phases
@@ -44,9 +43,9 @@ _LAST_WORDS = 5.0
 """Seconds that the parent has to read why."""
 
 
-def main(build: Builder) -> None:
+def main(build: Builder, prepare: Callable[[], None] = lambda: None) -> None:
     """The whole life of the process. The last two arguments of the command line are the folder of the sockets and the
-    number of the life line."""
+    number of the life line. ``prepare``: is called before anybody has said what to build."""
     folder, number = Path(sys.argv[-2]), int(sys.argv[-1])
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
@@ -55,7 +54,7 @@ def main(build: Builder) -> None:
     life = socket.socket(fileno=number)
     status = 1
     try:
-        status = _Process(folder, life, SystemClock()).run(build)
+        status = _Process(folder, life, SystemClock()).run(build, prepare)
     except Exception:  # noqa: BLE001  a fault of this file: stderr is all there is to tell
         traceback.print_exc()
     sys.stdout.flush()
@@ -86,8 +85,11 @@ class _Process:
         self._poller.register(self._commands, zmq.POLLIN)
         self._poller.register(life.fileno(), zmq.POLLIN)
 
-    def run(self, build: Builder) -> int:
+    def run(self, build: Builder, prepare: Callable[[], None]) -> int:
         """Returns the exit status when the parent has gone or the engine cannot go on."""
+        begun = self._clock.now()
+        prepare()
+        prepared = self._clock.now()
         first = self._next(None)
         if not isinstance(first, wire.Build):
             return 0
@@ -95,16 +97,17 @@ class _Process:
         logging.getLogger("headrace").setLevel(first.log_level)
         self._send(wire.Beat(self._clock.now(), True))
         phases = Phases(self._clock)
-        phases.add("start engine process", self._clock.now() - first.spawned)
+        phases.add("start engine process", begun - first.spawned)
+        phases.add("import torch", prepared - begun)
         try:
             backend, report = build(first.settings, phases)
         except Exception as error:  # noqa: BLE001  the parent raises it
             trace = "" if isinstance(error, HeadraceError) else traceback.format_exc()
             self._send(wire.Failed(wire.fault_of(error, trace)))
             return self._await_parent()
-        # What has been built stays: the collector need not look at it again and again.
-        gc.collect()
+        # What has been built stays: the collector need not look at it, now or ever.
         gc.freeze()
+        gc.enable()
         backend.start(self._deliver, lambda error: None, lambda error: self._send(wire.Dead(str(error))))
         self._send(wire.Ready(report))
         return self._serve(backend, first.beat)
@@ -200,15 +203,3 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._send(wire.Log(record.levelno, self.format(record)))
-
-
-def build_model(settings: dict[str, Any], phases: Phases) -> tuple[LocalBackend, StartReport]:
-    """The usual engine: ``settings`` are those of ``LlmArgs``, ``model`` being a path."""
-    with phases.time("import torch"):
-        from .build import build_backend
-
-    return build_backend(LlmArgs(**settings), Path(settings["model"]), phases)
-
-
-if __name__ == "__main__":
-    main(build_model)

@@ -14,13 +14,8 @@ import itertools
 import logging
 import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import zmq
@@ -33,12 +28,9 @@ from headrace.core.request import Request
 
 from . import wire
 from .backend import Deliver, Fail, StartReport
+from .spawn import EngineProcess
 
 log = logging.getLogger("headrace")
-
-# -P: what lies in the working directory is not to be imported.
-ENGINE = (sys.executable, "-P", "-m", "headrace.engine.process")
-"""The command of the usual engine; the folder of the sockets, the number of the life line and the parent follow."""
 
 _MAX_BEAT = 0.25
 _MESSAGES_A_TURN = 16
@@ -48,19 +40,19 @@ _END_LIMIT = 1.0
 
 
 class RemoteBackend:
-    """``Backend`` over a process that is started by ``spawn`` and asked for its ``report`` before anything else."""
+    """``Backend`` over a process that is told what to ``build`` and asked for its ``report`` before anything else."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path, life: socket.socket, clock: Clock) -> None:
-        self._process = process
-        self._folder = folder
-        self._life = life
+    def __init__(self, started: EngineProcess, clock: Clock) -> None:
+        self._process = started.process
+        self._folder = started.folder
+        self._life = started.life
         self._clock = clock
         self._context = zmq.Context()
         self._commands = self._context.socket(zmq.PAIR)
         self._events = self._context.socket(zmq.PAIR)
         try:
-            wire.meet(self._commands, folder, wire.COMMANDS, is_sender=True)
-            wire.meet(self._events, folder, wire.EVENTS, is_sender=False)
+            wire.meet(self._commands, self._folder, wire.COMMANDS, is_sender=True)
+            wire.meet(self._events, self._folder, wire.EVENTS, is_sender=False)
         except BaseException:
             self._context.destroy(linger=0)
             raise
@@ -75,30 +67,19 @@ class RemoteBackend:
         self._closed = False
 
     @classmethod
-    def spawn(
-        cls, settings: dict[str, Any], clock: Clock, heartbeat_limit: float, command: Sequence[str] = ENGINE
+    def build(
+        cls, started: EngineProcess, settings: dict[str, Any], clock: Clock, heartbeat_limit: float
     ) -> RemoteBackend:
-        """Starts the process, which builds what ``settings`` say. ``heartbeat_limit``: the age in seconds, at which
-        its heartbeat will be found too old. Raises ``ConfigError`` if there is no place for the sockets."""
-        folder = Path(tempfile.mkdtemp(prefix="headrace-"))
-        ours, theirs = socket.socketpair()
+        """Tells the process to build what ``settings`` say; it is the backend's from here on. ``heartbeat_limit``: the
+        age in seconds, at which its heartbeat will be found too old. Raises ``ConfigError`` if there is no place for
+        the sockets."""
         try:
-            with theirs:
-                words = [*command, str(folder), str(theirs.fileno())]
-                # A session of its own: Ctrl-C is for the parent, which lets requests finish.
-                process = subprocess.Popen(words, pass_fds=[theirs.fileno()], start_new_session=True)
-            try:
-                backend = cls(process, folder, ours, clock)
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
+            backend = cls(started, clock)
         except BaseException:
-            ours.close()
-            shutil.rmtree(folder)
+            started.discard()
             raise
         beat = min(_MAX_BEAT, heartbeat_limit / 4)
-        backend._send(wire.Build(settings, log.getEffectiveLevel(), beat, clock.now()))
+        backend._send(wire.Build(settings, log.getEffectiveLevel(), beat, started.started))
         return backend
 
     @property

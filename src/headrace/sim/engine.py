@@ -1,4 +1,4 @@
-"""An engine over the sim executor in a process of its own, in the place of ``engine.process``.
+"""An engine over the sim executor in a process of its own, in the place of ``engine.main``.
 
 Its steps take no longer than their Python does, so that what is around it can be measured and tested.
 """
@@ -31,7 +31,7 @@ from headrace.sched.scheduler import Scheduler
 from headrace.spec.proposer import NoProposer
 
 COMMAND = (sys.executable, "-P", "-m", "headrace.sim.engine")
-"""For ``RemoteBackend.spawn``."""
+"""For ``engine.spawn``."""
 
 
 class SimSettings(msgspec.Struct, frozen=True):
