@@ -15,7 +15,7 @@ import torch
 
 from headrace import LLM, GuidedDecodingParams, KvCacheConfig, NGramDecodingConfig, RequestError, SamplingParams
 from headrace.engine import grammars
-from parity import tiny
+from headrace.eval import tiny
 from tiny_text import write_tokenizer
 
 SCHEMA = {

@@ -23,7 +23,7 @@ from headrace import (
     SchedulerConfig,
 )
 from headrace.engine import wire
-from parity import tiny
+from headrace.eval import tiny
 from tiny_text import write_tokenizer
 
 CACHE = KvCacheConfig(max_tokens=1024)

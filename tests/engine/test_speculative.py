@@ -25,7 +25,7 @@ from headrace import (
     UserProvidedDecodingConfig,
 )
 from headrace.core.config import LlmArgs
-from parity import tiny
+from headrace.eval import tiny
 
 
 @pytest.fixture(scope="module")

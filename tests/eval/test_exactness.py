@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from headrace import LLM
+from headrace.eval import tiny
 from headrace.eval.exactness import CHECKS, Finding, make_work, verify
 from headrace.ops import table
-from parity import tiny
 
 VOCAB = 128
 CHECK = {check.name: check for check in CHECKS}

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from headrace.cli.main import app
 from headrace.core.errors import ConfigError
+from headrace.eval import tiny
 from headrace.eval.kl import kl, measure, pieces
 from headrace.eval.text_model import MODES, TextModel
-from parity import tiny
 from parity.harness import ModelRun
 
 

@@ -37,7 +37,7 @@ TOUCHING_STATES = frozenset(
 """What has to do with where states are kept and when they move on: pairs of these are in every slow run on those
 families."""
 FAMILIES = (*FULL, *WINDOWED, *STATEFUL)
-"""Variants of ``parity.tiny``, one for each architecture."""
+"""Variants of ``eval.tiny_variants``, one for each architecture."""
 QUANTISED = {
     "qwen2-in-int8": ("qwen2", {"quant_config": {"quant_algo": "int8"}}),
     "qwen3-moe-in-int8": ("qwen3-moe", {"quant_config": {"quant_algo": "int8"}}),

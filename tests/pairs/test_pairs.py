@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from headrace.core.features import FEATURES, feature
+from headrace.eval import tiny
 from headrace.models.registry import ARCHITECTURES, architecture_of
 from headrace.weights.checkpoint import open_checkpoint
 from pairs import scenarios
@@ -34,7 +35,6 @@ from pairs.cases import (
 )
 from pairs.equality import assert_acted, assert_equal
 from pairs.scenarios import Finished, Scenario, reference, tiny_work, with_features
-from parity import tiny
 from tiny_text import write_tokenizer
 
 CASES = all_cases()

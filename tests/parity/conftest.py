@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make, save
 from transformers import PreTrainedModel
+
+from headrace.eval.tiny import make, save
 
 Reference = tuple[PreTrainedModel, Path]
 

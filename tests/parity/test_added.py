@@ -13,12 +13,13 @@ import pytest
 import torch
 import transformers
 from harness import ModelRun
-from prompts import random_prompts
-from public import PublicRun
 from test_parity import MAX_TOKENS, TOLERANCE, check
-from tiny import BASE, randomised, save
 
 from headrace import LLM, ModelError, SamplingParams
+from headrace.eval.parity import measure
+from headrace.eval.references import open_reference
+from headrace.eval.tiny import random_prompts, randomised, save
+from headrace.eval.tiny_variants import BASE
 from headrace.models.registry import ARCHITECTURES, architecture_of
 from headrace.ops.native import core
 from project import ROOT
@@ -81,8 +82,9 @@ def test_the_example_of_the_manual_is_an_architecture_like_any_other(site, tmp_p
         ModelRun(folder)
     install(site, "headrace-arcee", entry_point, headrace_arcee=code)
     prompts = random_prompts(model.config.vocab_size)
-    for run in (ModelRun(folder, chunk=33), PublicRun(folder)):
-        assert check(model, prompts, run.run(prompts, MAX_TOKENS)) < TOLERANCE
+    assert check(model, prompts, ModelRun(folder, chunk=33).run(prompts, MAX_TOKENS)) < TOLERANCE
+    reference, _ = open_reference(folder)
+    assert measure("arcee", folder, reference, prompts).holds()
 
 
 @pytest.mark.skipif(not core.is_available(), reason=f"steps are recorded on the native core only: {core.reason()}")

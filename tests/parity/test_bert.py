@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 from headrace import LLM, ConfigError, KvCacheConfig, NGramDecodingConfig, PoolingParams, RequestError
+from headrace.eval import tiny
 
 VOCAB, CLS, SEP, FIRST = 311, 1, 2, 5
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -34,33 +35,9 @@ def write_wordpiece(folder: Path) -> None:
 
 
 def make(folder: Path, n_labels: int = 3, **changes: Any) -> BertForSequenceClassification:
-    """A tiny checkpoint; every parameter is drawn anew, queries and keys large."""
-    settings = {
-        "vocab_size": VOCAB,
-        "hidden_size": 60,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 5,
-        "intermediate_size": 77,
-        "max_position_embeddings": 200,
-        "num_labels": n_labels,
-        "attn_implementation": "eager",
-        **changes,
-    }
-    model = BertForSequenceClassification(BertConfig(**settings)).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(7)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith("LayerNorm.weight"):
-            parameter.copy_(1 + 0.1 * noise)
-        elif parameter.dim() == 1:
-            parameter.copy_(0.1 * noise)
-        elif "embeddings" in name:
-            parameter.copy_(noise)
-        else:
-            sharper = 3.0 if "query" in name or "key" in name else 1.5
-            parameter.copy_(noise * parameter.shape[1] ** -0.5 * sharper)
-    model.save_pretrained(folder)
-    write_wordpiece(folder)
+    """A tiny checkpoint with a tokenizer."""
+    model = tiny.make("bert", num_labels=n_labels, **changes)
+    write_wordpiece(tiny.save(model, folder))
     return model
 
 

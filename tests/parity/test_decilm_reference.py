@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 import transformers
-from prompts import random_prompts
-from tiny import make
 
-from parity import decilm
+from headrace.eval import decilm_reference as decilm
+from headrace.eval.tiny import make, random_prompts
 
 
 def llama_of(model: decilm.DeciLM, n_kv_heads: int, inner_size: int) -> transformers.PreTrainedModel:

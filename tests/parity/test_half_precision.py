@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from harness import ModelRun
-from prompts import random_prompts
-from tiny import make, save
 from transformers import PreTrainedModel
+
+from headrace.eval.tiny import make, random_prompts, save
 
 
 def divergence(truth: torch.Tensor, logprobs: torch.Tensor) -> float:

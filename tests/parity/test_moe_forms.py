@@ -10,11 +10,10 @@ import pytest
 import torch
 import transformers
 from harness import ModelRun
-from prompts import random_prompts
 from safetensors.torch import load_file, save_file
-from tiny import make, randomise, save
 
 from headrace.core.errors import ModelError
+from headrace.eval.tiny import make, random_prompts, randomise, save
 from headrace.weights.checkpoint import open_checkpoint
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from harness import ModelRun, Output, Run
-from prompts import random_prompts
-from public import PublicRun
-from tiny import VARIANTS, make, save
 from transformers import PreTrainedModel
+
+from headrace.eval.tiny import make, random_prompts, save
+from headrace.eval.tiny_variants import VARIANTS
 
 TOLERANCE = 5e-4
 """On logprobs. Sharp attention (see tiny.py) blows fp32 noise up to 3e-4, in the reference as much as here."""
@@ -23,7 +23,6 @@ RUNS: dict[str, Callable[[Path], Run]] = {
     "together": ModelRun,
     "chunks of 7": lambda folder: ModelRun(folder, chunk=7),
     "chunks of 33": lambda folder: ModelRun(folder, chunk=33),
-    "LLM": PublicRun,
 }
 
 

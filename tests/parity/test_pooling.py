@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
-from prompts import random_prompts
-from safetensors.torch import load_file, save_file
-from tiny import VARIANTS, make, save
 from transformers import PreTrainedModel
 
 from headrace import LLM, KvCacheConfig, PoolingParams, RequestError, SamplingParams
+from headrace.eval.tiny import make, random_prompts, save
+from headrace.eval.tiny_variants import LABELLED
 
 TOLERANCE = 1e-4
 """Relative to the largest number there is."""
 STEP = 7
-CLASSIFIERS = {
-    "llama-tied": "LlamaForSequenceClassification",
-    "qwen2": "Qwen2ForSequenceClassification",
-    "qwen3-sliding": "Qwen3ForSequenceClassification",
-    "mistral-sliding": "MistralForSequenceClassification",
-    "gemma3": "Gemma3TextForSequenceClassification",
-    "phi3-partial-tied": "Phi3ForSequenceClassification",
-    "nemotron": "NemotronForSequenceClassification",
-    "exaone4": "Exaone4ForSequenceClassification",
-}
+CLASSIFIERS = [name for name in LABELLED if name.endswith("-labels")]
 EMBEDDERS = ("llama-llama3", "qwen3-tied-biases", "gemma3-cap")
 
 
@@ -44,53 +32,20 @@ class Case:
     gives: str
 
 
-def _noise(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * shape[-1] ** -0.5
-
-
 def _hidden(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     return model.model(torch.tensor([ids])).last_hidden_state[0]
 
 
-def _rewritten(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
-    """The checkpoint with other tensors and fields."""
-    file, settings = folder / "model.safetensors", folder / "config.json"
-    save_file(load_file(file) | tensors, file, metadata={"format": "pt"})
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | config))
-    return folder
+def labelled(folder: Path, name: str, **changes: Any) -> Case:
+    """One of the tiny models that only encode. Where the class itself pools there is one row."""
+    model = make(name, **changes)
+    gives = "reward" if "reward" in name else "classification"
+    return Case(save(model, folder), lambda ids: model(torch.tensor([ids])).logits.flatten(0, -2), gives)
 
 
-def reward(folder: Path, name: str, n_out: int) -> Case:
-    """Qwen2 and two linear maps. No library has the class, so the head is written out here."""
-    model = make("qwen2")
-    weights = {
-        "score.0.weight": 3 * _noise(64, 64, seed=1),
-        "score.0.bias": _noise(64, seed=2),
-        "score.2.weight": 3 * _noise(n_out, 64, seed=3),
-        "score.2.bias": _noise(n_out, seed=4),
-    }
-
-    def rows(ids: list[int]) -> torch.Tensor:
-        inner = _hidden(model, ids) @ weights["score.0.weight"].T + weights["score.0.bias"]
-        return inner.clamp(min=0.0) @ weights["score.2.weight"].T + weights["score.2.bias"]
-
-    # The file still holds an lm_head, as the published ones do: nobody asks for it.
-    return Case(_rewritten(save(model, folder), weights, architectures=[name]), rows, "reward")
-
-
-def classifier(folder: Path, variant: str, labels: Sequence[str], **config: Any) -> Case:
-    """transformers' own class over the trunk of a variant."""
-    trunk = make(variant)
-    kind = getattr(transformers, CLASSIFIERS[variant])
-    settings = {"id2label": dict(enumerate(labels)), "pad_token_id": 0, **config}
-    trunk.config.update(settings | {"label2id": {label: i for i, label in enumerate(labels)}})
-    model = kind(trunk.config).eval().requires_grad_(False)
-    model.model.load_state_dict(trunk.model.state_dict())
-    model.score.weight.copy_(3 * _noise(*model.score.weight.shape, seed=5))
-    model.save_pretrained(folder)
-
-    # The class itself pools: there is one row.
-    return Case(folder, lambda ids: model(torch.tensor([ids])).logits, "classification")
+def named(*labels: str) -> dict[str, Any]:
+    """Fields of a configuration."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
 
 
 def embedder(folder: Path, variant: str) -> Case:
@@ -118,7 +73,7 @@ def assert_near(got: np.ndarray, want: torch.Tensor) -> None:
 @pytest.fixture
 def prompts() -> list[list[int]]:
     """Of 1 to 200 tokens; those long enough have three steps, one of them at the end."""
-    found = random_prompts(min(config.get("vocab_size", 317) for _, config in VARIANTS.values()))
+    found = random_prompts(317)
     for prompt in found:
         prompt[:] = [token if token != STEP else STEP + 1 for token in prompt]
         if len(prompt) > 10:
@@ -127,7 +82,7 @@ def prompts() -> list[list[int]]:
 
 
 def test_reward_is_the_heads_output_at_the_last_token(tmp_path: Path, prompts: list[list[int]]) -> None:
-    case = reward(tmp_path, "Qwen2ForRewardModel", 1)
+    case = labelled(tmp_path, "qwen2-reward")
     with engine(case, max_num_tokens=48) as llm:
         for prompt, output in zip(prompts, llm.encode(prompts, use_tqdm=False), strict=True):
             assert_near(output.data, case.rows(prompt)[-1])
@@ -136,7 +91,7 @@ def test_reward_is_the_heads_output_at_the_last_token(tmp_path: Path, prompts: l
 
 
 def test_process_rewards_are_probabilities_at_the_separators(tmp_path: Path, prompts: list[list[int]]) -> None:
-    case = reward(tmp_path, "Qwen2ForProcessRewardModel", 2)
+    case = labelled(tmp_path, "qwen2-process-reward")
     steps = [prompt for prompt in prompts if STEP in prompt]
     assert len(steps) >= 3
     with engine(case, max_num_tokens=48) as llm:
@@ -157,7 +112,7 @@ def test_process_rewards_are_probabilities_at_the_separators(tmp_path: Path, pro
 
 @pytest.mark.parametrize("variant", CLASSIFIERS)
 def test_classifiers_equal_transformers(variant: str, tmp_path: Path, prompts: list[list[int]]) -> None:
-    case = classifier(tmp_path, variant, ("bad", "so so", "good"))
+    case = labelled(tmp_path, variant)
     with engine(case, max_num_tokens=48) as llm:
         assert llm.effective_config["pooling"]["labels"] == ["bad", "so so", "good"]
         logits = llm.encode(prompts, PoolingParams(use_activation=False), use_tqdm=False)
@@ -180,7 +135,7 @@ def test_classifiers_equal_transformers(variant: str, tmp_path: Path, prompts: l
 def test_what_makes_probabilities_is_the_problem_type(
     labels: tuple[str, ...], problem: str | None, activation: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
 ) -> None:
-    case = classifier(tmp_path, "qwen2", labels, **({} if problem is None else {"problem_type": problem}))
+    case = labelled(tmp_path, "qwen2-labels", problem_type=problem, **named(*labels))
     with engine(case) as llm:
         assert_near(llm.encode([5, 6, 9]).data, activation(case.rows([5, 6, 9])[-1]))
 
@@ -210,11 +165,7 @@ def _every_pooling(case: Case) -> list[PoolingParams]:
 @pytest.mark.parametrize("kind", ["embedding", "process reward"])
 def test_bits_are_those_of_the_prompt_alone(kind: str, dtype: str, tmp_path: Path, prompts: list[list[int]]) -> None:
     """In company, cut into chunks of every size, found in the cache, preempted, overlapped."""
-    case = (
-        embedder(tmp_path, "qwen3-sliding")
-        if kind == "embedding"
-        else reward(tmp_path, "Qwen2ForProcessRewardModel", 2)
-    )
+    case = embedder(tmp_path, "qwen3-sliding") if kind == "embedding" else labelled(tmp_path, "qwen2-process-reward")
     prompts = [prompt for prompt in prompts if STEP in prompt]
     prompts += [[*prompt[:45], STEP] for prompt in prompts[1:]]
     jobs = [(prompt, params) for params in _every_pooling(case) for prompt in prompts]
@@ -245,7 +196,7 @@ def test_bits_are_those_of_the_prompt_alone(kind: str, dtype: str, tmp_path: Pat
 
 
 def test_what_a_model_does_not_give_is_refused(tmp_path: Path) -> None:
-    label = classifier(tmp_path / "classifier", "qwen2", ("a", "b"))
+    label = labelled(tmp_path / "labels", "qwen2-labels", **named("a", "b"))
     embed = embedder(tmp_path / "embedder", "qwen2")
     refused = [
         (label, {"pooling_type": "mean"}, "pooling_type"),

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from prompts import random_prompts
 from transformers import PreTrainedModel
 
 from headrace import LLM, SamplingParams
+from headrace.eval.tiny import random_prompts
 
 VARIANTS = (
     "llama", "qwen2-sliding", "qwen3", "gemma3", "mistral-sliding", "phi3-sliding-mha", "phi3-longrope-long",

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from prompts import random_prompts
-from tiny import make, save
 
 from headrace import LLM, ConfigError, KvCacheConfig, NGramDecodingConfig, SamplingParams
+from headrace.eval.tiny import make, random_prompts, save
 
 VARIANTS = ("nemotron-h", "qwen3-next")
 """Every family with recurrent layers."""

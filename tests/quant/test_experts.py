@@ -10,6 +10,7 @@ import torch
 from gguf import MODEL_ARCH, GGMLQuantizationType
 
 from headrace import LLM, SamplingParams
+from headrace.eval import tiny
 from headrace.layers.base import BuildContext, Weight
 from headrace.layers.moe import Experts, SigmoidRouter, SoftmaxRouter
 from headrace.models.registry import build_model
@@ -19,7 +20,6 @@ from headrace.quant.formats import INT4, INT8
 from headrace.quant.rounding import to_int4, to_int8
 from headrace.quant.schemes import NO_SCHEME, AtLoad, FromFile
 from headrace.weights.checkpoint import Checkpoint, open_checkpoint
-from parity import tiny
 from parity.harness import ModelRun
 from tiny_text import write_tokenizer
 from weights.gguf_convert import convert

@@ -11,6 +11,7 @@ import torch
 
 from headrace import LLM, SamplingParams
 from headrace.core.errors import ConfigError
+from headrace.eval import tiny
 from headrace.layers.base import BuildContext, Weight
 from headrace.models.registry import build_model
 from headrace.ops.reference.block_linear import round_rows
@@ -19,7 +20,6 @@ from headrace.ops.table import select_ops
 from headrace.quant.formats import INT4, INT8
 from headrace.quant.schemes import NO_SCHEME, AtLoad, FromFile
 from headrace.weights.checkpoint import open_checkpoint
-from parity import tiny
 from parity.harness import ModelRun
 from plain_weights import plain, set_plain
 from tiny_text import write_tokenizer

@@ -15,8 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headrace import LLM, ConfigError, CudaGraphConfig, NGramDecodingConfig, SamplingParams
+from headrace.eval import tiny
 from headrace.ops.native import core
-from parity import tiny
 
 pytestmark = pytest.mark.skipif(not core.is_available(), reason=f"no native core: {core.reason()}")
 
@@ -24,7 +24,7 @@ VARIANTS = (
     "llama", "mistral-window-40-odd-mqa", "qwen2", "qwen3", "phi3-longrope-long", "nemotron", "exaone4-window-40-odd",
     "gemma3-untied-window-40", "decilm", "deepseek-v3",
 )  # fmt: skip
-"""One for each architecture, by ``parity.tiny``."""
+"""One for each architecture, by ``eval.tiny_variants``."""
 PROMPTS = [[5, 6, 7] * 8, [9] * 40, list(range(20, 95)), [3]]
 
 

@@ -11,10 +11,10 @@ import torch
 
 from headrace import LLM, SamplingParams
 from headrace.core.errors import CheckpointError, ModelError
+from headrace.eval import tiny
 from headrace.weights import files
 from headrace.weights.checkpoint import open_checkpoint
 from headrace.weights.dummy import write_safetensors
-from parity import tiny
 
 QUANTISED = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
 

@@ -12,9 +12,9 @@ from gguf_convert import convert
 from transformers import PreTrainedModel
 
 from headrace.core.errors import CheckpointError
+from headrace.eval.tiny import make, save
 from headrace.weights.checkpoint import open_checkpoint
 from parity.harness import ModelRun
-from parity.tiny import make, save
 
 CASES = [
     ("llama-llama3", MODEL_ARCH.LLAMA, {}),

@@ -12,10 +12,7 @@ from headrace.cli import console
 from headrace.cli.options import DEFAULT_MODEL
 from headrace.core.errors import ConfigError, RequestError
 
-eval_commands = typer.Typer(name="eval", help="Measure what a model's answers are worth.", no_args_is_help=True)
 
-
-@eval_commands.command("kl")
 def eval_kl(
     model: Annotated[str, typer.Argument(help="Built-in name, folder, .gguf file or hub id.")] = DEFAULT_MODEL,
     *,

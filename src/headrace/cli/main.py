@@ -14,7 +14,8 @@ from headrace.cli import console
 from headrace.cli.bench import bench
 from headrace.cli.chat import chat
 from headrace.cli.doctor import doctor
-from headrace.cli.eval_kl import eval_commands
+from headrace.cli.eval_kl import eval_kl
+from headrace.cli.eval_parity import eval_parity
 from headrace.cli.features import features
 from headrace.cli.generate import generate
 from headrace.cli.serve import serve
@@ -71,11 +72,15 @@ def _options(
     """Options before the command."""
 
 
+evaluate = typer.Typer(name="eval", help="Measure what a model's answers are worth.", no_args_is_help=True)
+evaluate.command("kl")(eval_kl)
+evaluate.command("parity")(eval_parity)
+
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
 app.add_typer(bench)
 app.command("verify")(verify_command)
-app.add_typer(eval_commands)
+app.add_typer(evaluate)
 app.command()(features)
 app.command()(doctor)

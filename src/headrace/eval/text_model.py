@@ -56,7 +56,8 @@ class TextModel:
         checkpoint = open_checkpoint(path)
         try:
             self._ops = select_ops("cpu", mode.dtype)
-            ctx = BuildContext(self._ops, mode.dtype, scheme=scheme_for(mode.quant_algo, checkpoint))
+            scheme = scheme_for(mode.quant_algo, checkpoint)
+            ctx = BuildContext(self._ops, mode.dtype, max_seq_len=n_tokens, scheme=scheme)
             self._model = build_model(checkpoint.config(), ctx)
             if n_tokens > self._model.max_positions:
                 raise ConfigError(
@@ -76,10 +77,14 @@ class TextModel:
 
     def logprobs(self, tokens: Sequence[int]) -> Iterator[torch.Tensor]:
         """[<= 64, vocab_size] fp32 at a time: log probabilities after each token."""
+        yield from (logits.log_softmax(-1) for logits in self.logits(tokens))
+
+    def logits(self, tokens: Sequence[int]) -> Iterator[torch.Tensor]:
+        """The same before the softmax."""
         with torch.inference_mode():
             hidden = self._model.forward(self._batch(tokens))
             for first in range(0, len(tokens), _ROWS):
-                yield self._model.logits(hidden[first : first + _ROWS]).log_softmax(-1)
+                yield self._model.logits(hidden[first : first + _ROWS])
 
     def _batch(self, tokens: Sequence[int]) -> Batch:
         n = len(tokens)

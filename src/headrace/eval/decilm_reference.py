@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from headrace.core.errors import ModelError
+from headrace.weights.checkpoint import Checkpoint
 from headrace.weights.dummy import write_safetensors
 
 _ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -43,11 +45,27 @@ class DeciLM(torch.nn.Module):
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
-        settings = {"block_configs": MIXED, "rope_scaling": _ROPE, **settings}
-        settings |= {"num_hidden_layers": len(settings["block_configs"]), "rope_theta": 10000.0}
+        settings = {"block_configs": MIXED, "rope_scaling": _ROPE, "rope_theta": 10000.0, **settings}
+        settings |= {"num_hidden_layers": len(settings["block_configs"])}
         settings |= {"num_key_value_heads": None, "intermediate_size": None, "model_type": "nemotron-nas"}
-        self.config = SimpleNamespace(architectures=["DeciLMForCausalLM"], **settings)
+        self.config = SimpleNamespace(**{**settings, "architectures": ["DeciLMForCausalLM"]})
         self._tensors = {name: torch.zeros(shape) for name, shape in self._shapes()}
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint) -> DeciLM:
+        """The model of a checkpoint. Raises ModelError for what is written here for released models only."""
+        config = checkpoint.config()
+        config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+        config.setdefault("rms_norm_eps", 1e-6)
+        rope = config.get("rope_scaling") or {}
+        if rope.get("rope_type") != "llama3" or config.get("attention_bias") or config.get("tie_word_embeddings"):
+            raise ModelError(
+                "the reference of DeciLMForCausalLM knows rope_scaling of rope_type 'llama3', no attention_bias and no"
+                " tied embeddings, as released models have them; this one is different"
+            )
+        model = cls(config)
+        model._tensors = {name: checkpoint.tensor(name).float() for name in model._tensors}
+        return model
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:  # type: ignore[override]
         yield from self._tensors.items()

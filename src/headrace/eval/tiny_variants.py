@@ -1,19 +1,8 @@
-"""Tiny random checkpoints of every variant, written by transformers in the layout of the hub.
-
-A default initialisation hides errors: norm weights of one, biases of zero, attention that is all but uniform. So every
-parameter is drawn anew, and query and key weights are large enough that a wrong mask moves the output.
-"""
+"""Which tiny models there are: every architecture, and what its configuration can switch. Data only."""
 
 from __future__ import annotations
 
-import zlib
-from pathlib import Path
 from typing import Any
-
-import torch
-import transformers
-
-from parity.decilm import DeciLM
 
 ABSENT = object()
 """For a field that the configuration does not have."""
@@ -362,73 +351,30 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name -> (class prefix, what differs from the common base)."""
 
-_CLASSES = {
-    "Llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-    "Qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
-    "Mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
-    "Qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-    "Phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM),
-    "Nemotron": (transformers.NemotronConfig, transformers.NemotronForCausalLM),
-    "Exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM),
-    "Mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
-    "Qwen3Moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
-    "Llama4": (transformers.Llama4TextConfig, transformers.Llama4ForCausalLM),
-    "GptOss": (transformers.GptOssConfig, transformers.GptOssForCausalLM),
-    "Gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
-    "DeciLM": (dict, DeciLM),
-    "NemotronH": (transformers.NemotronHConfig, transformers.NemotronHForCausalLM),
-    "Qwen3Next": (transformers.Qwen3NextConfig, transformers.Qwen3NextForCausalLM),
-    "DeepseekV3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM),
+_LABELS = {"id2label": {0: "bad", 1: "so so", 2: "good"}, "label2id": {"bad": 0, "so so": 1, "good": 2}}
+_LABELLED = {**_LABELS, "pad_token_id": 0}
+_BERT = {
+    "vocab_size": 311,
+    "hidden_size": 60,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "intermediate_size": 77,
+    "max_position_embeddings": 200,
+    "num_labels": 3,
+    "attn_implementation": "eager",
 }
 
-
-_SHARPER = 4.0
-"""How much larger query and key weights are than others."""
-
-
-def make(variant: str, **changes: Any) -> Any:
-    """The reference model of a variant, fp32 and eager; its weights are a function of the name."""
-    family, overrides = VARIANTS[variant]
-    config_class, model_class = _CLASSES[family]
-    settings = {name: value for name, value in {**BASE, **overrides, **changes}.items() if value is not ABSENT}
-    model = model_class(config_class(**settings)).eval().requires_grad_(False)
-    return randomised(model, variant, zero_centred=family in ("Gemma3", "Nemotron", "Qwen3Next"))
-
-
-def randomised(model: Any, seed: str, *, zero_centred: bool = False) -> Any:
-    """The model, every parameter drawn anew as a function of ``seed``. ``zero_centred``: norms store weight - 1."""
-    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
-    corrections = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("correction_bias")]
-    for name, parameter in [*model.named_parameters(), *corrections]:
-        randomise(name, parameter, generator, zero_centred=zero_centred)
-        if name.endswith("qkv_proj.weight"):
-            values = model.config.num_key_value_heads * model.model.layers[0].self_attn.head_dim
-            parameter[:-values] *= _SHARPER
-    return model
-
-
-def randomise(name: str, parameter: torch.Tensor, generator: torch.Generator, *, zero_centred: bool) -> None:
-    noise = torch.randn(parameter.shape, generator=generator)
-    if name.endswith("linear_attn.norm.weight"):
-        parameter.copy_(0.1 * noise + 1.0)
-    elif name.endswith(("norm.weight", "norm_f.weight")):
-        parameter.copy_(0.1 * noise + (0.0 if zero_centred else 1.0))
-    elif name.endswith("sinks"):
-        parameter.copy_(2.0 * noise)
-    elif name.endswith("dt_bias"):
-        # Time steps short enough for a state to remember a hundred tokens, in some heads at least.
-        parameter.copy_(noise - 3.0)
-    elif name.endswith((".A_log", ".D", "conv1d.weight")):
-        parameter.copy_(0.5 * noise)
-    elif parameter.dim() == 1 or name.endswith("bias"):
-        parameter.copy_(0.1 * noise)
-    elif "embed" in name:
-        parameter.copy_(noise * 0.3)
-    else:
-        sharper = _SHARPER if any(part in name for part in ("q_proj", "k_proj", "q_b_proj", "kv_a_proj")) else 1.0
-        parameter.copy_(noise * parameter.shape[1] ** -0.5 * sharper)
-
-
-def save(model: transformers.PreTrainedModel, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    return folder
+LABELLED: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    "bert": ("BertForSequenceClassification", None, _BERT),
+    "qwen2-reward": ("Qwen2ForRewardModel", "qwen2", {}),
+    "qwen2-process-reward": ("Qwen2ForProcessRewardModel", "qwen2", {}),
+    "llama-labels": ("LlamaForSequenceClassification", "llama-tied", _LABELLED),
+    "qwen2-labels": ("Qwen2ForSequenceClassification", "qwen2", _LABELLED),
+    "qwen3-labels": ("Qwen3ForSequenceClassification", "qwen3-sliding", _LABELLED),
+    "mistral-labels": ("MistralForSequenceClassification", "mistral-sliding", _LABELLED),
+    "gemma3-labels": ("Gemma3TextForSequenceClassification", "gemma3", _LABELLED),
+    "phi3-labels": ("Phi3ForSequenceClassification", "phi3-partial-tied", _LABELLED),
+    "nemotron-labels": ("NemotronForSequenceClassification", "nemotron", _LABELLED),
+    "exaone4-labels": ("Exaone4ForSequenceClassification", "exaone4", _LABELLED),
+}
+"""Name -> (architecture, variant that is its trunk, what its configuration has beside it): models that only encode."""
