@@ -131,6 +131,9 @@ def _engine_options(
     speculative: Annotated[str | None, _engine(help="Draft tokens with: ngram, suffix, or draft-model.")] = None,
     draft_model: Annotated[str | None, _engine(help="The model that drafts, for --speculative draft-model.")] = None,
     draft_len: Annotated[int | None, _engine(help="Most draft tokens a step (4).")] = None,
+    build_cache: Annotated[
+        bool | None, _engine("--build-cache", help="Keep packed weights on disk for the next start.")
+    ] = None,
     tokenizer: Annotated[str | None, _engine(help="Folder or hub id; else the model's own.")] = None,
     revision: Annotated[str | None, _engine(help="Revision of the model on the hub.")] = None,
     config: Annotated[
@@ -150,6 +153,7 @@ def _engine_options(
         "max_seq_len": max_seq_len,
         "num_threads": threads,
         "enable_chunked_prefill": enable_chunked_prefill,
+        "enable_build_cache": build_cache,
         "tokenizer": tokenizer,
         "revision": revision,
     }

@@ -7,6 +7,7 @@ step reads these objects; the engine's parts get plain values.
 from __future__ import annotations
 
 import enum
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
@@ -35,6 +36,17 @@ class QuantConfig(Config):
 
     quant_algo: Literal["int8", "int4", "gguf"]
     """int8, int4: floats are rounded when they are loaded. gguf: the blocks of a GGUF file stay as they are."""
+
+
+class BuildCacheConfig(Config):
+    """Packed weights on disk, which the next start reads in place of packing them again. It changes no output."""
+
+    cache_root: Path | None = None
+    """Their folder; None: ``packed`` in headrace's cache folder ($HEADRACE_CACHE, or ~/.cache/headrace)."""
+    max_records: Positive = 10
+    """Models kept; the one used last the longest ago goes first."""
+    max_cache_storage_gb: Annotated[float, Field(gt=0)] = 256.0
+    """In 10^9 bytes."""
 
 
 class CapacitySchedulerPolicy(enum.Enum):
@@ -98,6 +110,8 @@ class LlmArgs(Config):
     """Weights of a few bits; None: in ``dtype``, whatever the file has."""
     load_format: Literal["auto", "dummy"] = "auto"
     """dummy: random weights in the shapes of the configuration."""
+    enable_build_cache: bool | BuildCacheConfig = False
+    """Keep packed weights on disk, and start from them the next time."""
 
     max_batch_size: Positive = 64
     """Sequences that run at once."""
@@ -145,6 +159,8 @@ class LlmArgs(Config):
             raise ValueError(
                 f"max_input_len={self.max_input_len} leaves no room for output in max_seq_len={self.max_seq_len}"
             )
+        if self.enable_build_cache and self.load_format == "dummy":
+            raise ValueError("enable_build_cache: load_format='dummy' reads no weights; leave one of the two out")
         return self
 
     @classmethod

@@ -118,6 +118,16 @@ class Parameter:
         if self.data is None:
             self.data = self.storage.empty(self.shape, self.dtype, self.device)
 
+    def layout(self) -> tuple[str, ...]:
+        """What its bytes are, in words: equal words, equal meaning."""
+        places = (f"{source.name} {source.first} {source.last}" for source in self.sources)
+        return type(self.storage).__name__, str(self.dtype), str(self.shape), str(self.nbytes), *places
+
+    def memory(self) -> list[torch.Tensor]:
+        """All its bytes, allocated if need be: [n] uint8."""
+        self.allocate()
+        return self.storage.memory(self.data)
+
     def fill(self, source: Source, checkpoint: Checkpoint) -> None:
         """Reads ``source`` into its rows; a source of lower rank fills each of its rows with the same values."""
         if len(source.shape) < len(self.shape):
@@ -180,6 +190,9 @@ class Weight(Parameter):
         if n_experts is not None:
             return ctx.ops.experts.storage(n_experts, parts[0][1] if parts else None)
         return ctx.ops.block_linear(parts) if parts else ctx.ops.linear
+
+    def layout(self) -> tuple[str, ...]:
+        return *super().layout(), *map(repr, self.formats.values())
 
     def fill(self, source: Source, checkpoint: Checkpoint) -> None:
         if not self.formats:

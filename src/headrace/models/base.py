@@ -65,6 +65,15 @@ class Model(Protocol):
         """
         ...
 
+    def memory(self) -> list[torch.Tensor]:
+        """All bytes of the parameters, in an order that the build alone decides: [n] uint8 each. Allocates what is not
+        there yet; what ``load`` fills is what they hold after it."""
+        ...
+
+    def layout(self) -> list[tuple[str, ...]]:
+        """What ``memory`` means, parameter by parameter: where it comes from, and how it lies there."""
+        ...
+
     def expert_bytes(self) -> tuple[int, float]:
         """Bytes of all experts, and the share of them that one row is sent to; nothing without experts."""
         ...
@@ -166,6 +175,12 @@ class Decoder(Layer):
         parameters: list[Parameter] = list(self.parameters())
         plan = plan_loading(parameters, checkpoint, self._ignored, self._ignored_below)
         fill_parameters(plan, parameters, checkpoint, progress, threads)
+
+    def memory(self) -> list[torch.Tensor]:
+        return [part for parameter in self.parameters() for part in parameter.memory()]
+
+    def layout(self) -> list[tuple[str, ...]]:
+        return [parameter.layout() for parameter in self.parameters()]
 
     def expert_bytes(self) -> tuple[int, float]:
         layers = [layer for layer in self.sublayers() if isinstance(layer, MixtureOfExperts)]

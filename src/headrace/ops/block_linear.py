@@ -68,6 +68,9 @@ class StackedBlocks:
         first, _, ops = self._parts[index]
         ops.fill(data[index], first_row - first, rows)
 
+    def memory(self, data: list[Any]) -> list[torch.Tensor]:
+        return [part for (_, _, ops), own in zip(self._parts, data, strict=True) for part in ops.memory(own)]
+
     def apply(
         self,
         x: torch.Tensor,

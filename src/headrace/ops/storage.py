@@ -22,6 +22,10 @@ class Storage(Protocol):
         """Puts ``rows`` [n, ...] into the rows from ``first_row`` on, converted to the dtype of ``data``."""
         ...
 
+    def memory(self, data: Any) -> list[torch.Tensor]:
+        """All bytes of ``data``, in tensors [n] uint8 over them."""
+        ...
+
 
 class PlainStorage:
     """A parameter is a tensor of its shape."""
@@ -34,6 +38,9 @@ class PlainStorage:
 
     def fill(self, data: torch.Tensor, first_row: int, rows: torch.Tensor) -> None:
         data[first_row : first_row + rows.shape[0]] = rows
+
+    def memory(self, data: torch.Tensor) -> list[torch.Tensor]:
+        return [data.view(-1).view(torch.uint8)]
 
 
 PLAIN = PlainStorage()

@@ -16,7 +16,7 @@ from headrace.cache.arena import ArenaLayout, arena_for_tokens, plan_arena
 from headrace.cache.groups import CacheGroup, group_layers
 from headrace.cache.specs import RecurrentState
 from headrace.core.cgroup import usable_cpus
-from headrace.core.config import LlmArgs
+from headrace.core.config import BuildCacheConfig, LlmArgs
 from headrace.core.errors import ConfigError
 from headrace.core.phases import Phases
 from headrace.core.plan import BLOCK_TOKENS
@@ -31,7 +31,9 @@ from headrace.ops.table import FORCE_VARIABLE, Ops, read_forced, select_ops
 from headrace.sampling import GuidedSampler, NativeSampler, ProcessingSampler, Sampler, TorchSampler
 from headrace.weights.checkpoint import Checkpoint
 from headrace.weights.dummy import DummyCheckpoint
+from headrace.weights.resolve import cache_folder
 
+from .build_cache import DiskCache, NoCache, WeightCache
 from .draft_model import ModelDrafter, check_draft_model
 from .drafter import NO_DRAFTER, Drafter
 from .graph import NoGraphs, StepGraphs
@@ -92,10 +94,11 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         _refuse_past(args, model)
     with phases.time("plan memory"):
         slots = SlotTable(args.max_batch_size, max_seq_len, max_drafts, len(groups), BLOCK_TOKENS)
+        cache = _weight_cache(args.enable_build_cache)
         layout, memory = _plan_memory(args, sum(one.n_bytes for one in models), groups, max_seq_len, slots.nbytes)
     with phases.time("load weights"):
         for one, source in zip(models, sources, strict=True):
-            _load(one, source.checkpoint or _dummy(source.config, one, dtype), threads)
+            _load(one, source.checkpoint or _dummy(source.config, one, dtype), threads, cache)
     with phases.time("lay out cache"):
         views = arena_views(layout, groups, kv_dtype)
         _bind(models, groups, views)
@@ -267,10 +270,22 @@ def _dummy(config: dict[str, Any], model: Model, dtype: torch.dtype) -> Checkpoi
     )
 
 
-def _load(model: Model, checkpoint: Checkpoint, threads: int) -> None:
+def _weight_cache(wanted: bool | BuildCacheConfig) -> WeightCache:
+    if not wanted:
+        return NoCache()
+    config = wanted if isinstance(wanted, BuildCacheConfig) else BuildCacheConfig()
+    root = config.cache_root or cache_folder() / "packed"
+    return DiskCache(root, config.max_records, config.max_cache_storage_gb)
+
+
+def _load(model: Model, checkpoint: Checkpoint, threads: int, cache: WeightCache) -> None:
     """Reads all weights, with a bar when somebody is looking and it takes a while."""
-    with tqdm(
-        total=model.n_bytes, desc="weights", unit="B", unit_scale=True, disable=None, delay=0.5, leave=False
-    ) as bar:
-        model.load(checkpoint, lambda done, total: bar.update(done - bar.n), threads)
+
+    def load() -> None:
+        with tqdm(
+            total=model.n_bytes, desc="weights", unit="B", unit_scale=True, disable=None, delay=0.5, leave=False
+        ) as bar:
+            model.load(checkpoint, lambda done, total: bar.update(done - bar.n), threads)
+
+    cache.fill(model, checkpoint, load, threads)
     checkpoint.close()

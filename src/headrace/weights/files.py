@@ -1,13 +1,17 @@
 """Reading at an offset, without mapping.
 
 A mapped page stays resident while the map lives, so a mapped checkpoint beside its loaded copy costs twice its size.
-``preadv`` into the destination leaves the bytes in the page cache only.
+``preadv`` into the destination leaves the bytes in the page cache only. What needs no conversion is mapped instead
+(``map_into``): then the page cache is the only copy.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +22,21 @@ from headrace.core.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+_MAP_FIXED, _MADV_POPULATE_READ = 0x10, 22
+"""Linux, <asm-generic/mman-common.h>; the module mmap does not name them."""
 _READ_LIMIT = 1 << 30
 """Bytes per system call; Linux returns at most 2 GiB - 4 KiB."""
 
 CHUNK_BYTES = 1 << 20
 """Bytes of a tensor that are read and converted at a time: what stays in a core's cache."""
+
+
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return libc
 
 
 class DataFile:
@@ -52,6 +66,25 @@ class DataFile:
                     f"{self.path}: {what}: expected {len(view)} bytes at offset {offset}, found {done}: truncated"
                 )
             done += count
+
+    def map_into(self, buffer: memoryview, offset: int) -> bool:
+        """Puts pages of the file, copied when written, in the place of those of ``buffer``; False if it cannot be:
+        nothing has changed then.
+
+        The pages must be the buffer's alone, up to the end of its last one: memory from ``mmap`` is, a heap's is not.
+        """
+        if self._fd is None:
+            raise ValueError(f"{self.path} is closed")
+        address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        if sys.platform != "linux" or address % mmap.PAGESIZE or offset % mmap.PAGESIZE:
+            return False
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED
+        libc = _libc()
+        if libc.mmap(address, len(buffer), mmap.PROT_READ | mmap.PROT_WRITE, flags, self._fd, offset) != address:
+            return False
+        # A hint. MAP_POPULATE would copy every page, since they may be written.
+        libc.madvise(address, len(buffer), _MADV_POPULATE_READ)
+        return True
 
     def close(self) -> None:
         if self._fd is not None:

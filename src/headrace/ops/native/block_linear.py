@@ -57,6 +57,9 @@ class NativeBlockLinear:
             self.core_format,
         )  # fmt: skip
 
+    def memory(self, data: PackedBlocks) -> list[torch.Tensor]:
+        return [data.memory]
+
     def apply(
         self,
         x: torch.Tensor,

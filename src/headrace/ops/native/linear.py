@@ -46,6 +46,9 @@ class NativeLinear:
             rows.data_ptr(), data.memory.data_ptr(), DTYPES[data.dtype], n, data.n_in, data.n_in, first_row
         )  # fmt: skip
 
+    def memory(self, data: PackedWeight) -> list[torch.Tensor]:
+        return [data.memory]
+
     def apply(
         self,
         x: torch.Tensor,

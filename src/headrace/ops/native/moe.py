@@ -107,6 +107,9 @@ class PackedStorage:
             self._one.fill(data.experts[expert], row, rows[done : done + n])
             done += n
 
+    def memory(self, data: PackedExperts) -> list[torch.Tensor]:
+        return [data.memory]
+
     def _single(self, shape: tuple[int, ...]) -> tuple[int, int]:
         n_out, n_in = shape
         if n_out % self._n_experts:

@@ -84,6 +84,10 @@ class ReferenceBlockLinear:
         if data.rows.minima is not None and rows.minima is not None:
             data.rows.minima[first_row:last] = rows.minima
 
+    def memory(self, data: PlainBlocks) -> list[torch.Tensor]:
+        parts = (data.rows.numbers, data.rows.scales, data.rows.minima)
+        return [part.view(-1).view(torch.uint8) for part in parts if part is not None]
+
     def apply(
         self,
         x: torch.Tensor,
