@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": (
         *("core", "weights", "tokenizer", "engine.results", "engine.engine", "engine.launch", "engine.spawn"),
         *("llm", "bench", "eval", "serve"),
-        *("models.registry", "layers.base", "ops.table", "ops.native.core", "runner.memory"),
+        *("models.registry", "models.published", "layers.base", "ops.table", "ops.native.core", "runner.memory"),
     ),
 }
 

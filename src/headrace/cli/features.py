@@ -41,6 +41,7 @@ def _model_facts(name: str) -> dict[str, Any]:
     """What the configuration says; no weights are read. Raises ``ModelError`` when the model is not supported."""
     import torch
 
+    from headrace.eval.plan import kind
     from headrace.layers.base import BuildContext
     from headrace.models.registry import architecture_of, build_model
     from headrace.ops.table import select_ops
@@ -57,20 +58,10 @@ def _model_facts(name: str) -> dict[str, Any]:
         "parameters": built.n_params,
         "positions": built.max_positions,
         "vocabulary": built.vocab_size,
-        "layers": dict(Counter(_kind(spec) for spec in built.cache_specs())),
+        "layers": dict(Counter(kind(spec) for spec in built.cache_specs())),
         "gives": f"text and {built.pooling.gives}" if built.pooling.generates else built.pooling.gives,
         "generates": built.pooling.generates,
     }
-
-
-def _kind(spec: Any) -> str:
-    """``SlidingKV: 4 KV heads of 64, window 512``, or ``LatentKV: rank 512, rotated key of 64``."""
-    if hasattr(spec, "rank"):
-        return f"{type(spec).__name__}: rank {spec.rank}, rotated key of {spec.rope_dim}"
-    if hasattr(spec, "n_floats"):
-        return f"{type(spec).__name__}: {spec.n_floats:,} numbers in float32"
-    reach = "".join(f", {name} {getattr(spec, name)}" for name in ("window", "chunk") if hasattr(spec, name))
-    return f"{type(spec).__name__}: {spec.n_kv_heads} KV heads of {spec.head_dim}{reach}"
 
 
 def _facts_table(facts: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ from headrace.cli.eval_kl import eval_kl
 from headrace.cli.eval_parity import eval_parity
 from headrace.cli.features import features
 from headrace.cli.generate import generate
+from headrace.cli.plan import plan_command
 from headrace.cli.serve import serve
 from headrace.cli.verify import verify_command
 from headrace.core.errors import EngineError, HeadraceError
@@ -83,4 +84,5 @@ app.add_typer(bench)
 app.command("verify")(verify_command)
 app.add_typer(evaluate)
 app.command()(features)
+app.command("plan")(plan_command)
 app.command()(doctor)

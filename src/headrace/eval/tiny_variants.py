@@ -69,7 +69,7 @@ _LLAMA4 = {
     "attention_chunk_size": 8,
     "no_rope_layers": [1, 1, 1, 0],
     "floor_scale": 4,
-    **_LLAMA3,
+    **_rope("llama3", factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0, original_max_position_embeddings=32),
 }
 _GEMMA = {
     "num_hidden_layers": 4,

@@ -95,8 +95,10 @@ def llama3(spec: RopeSpec, dim: int, max_seq_len: int) -> Frequencies:
     """Llama 3.1: long wavelengths are divided by the factor, short ones kept, those between blended."""
     inv = 1.0 / _powers(spec.theta, dim)
     turns = spec.original_max_positions * inv / (2 * math.pi)
-    smooth = (turns - spec.low_freq_factor) / (spec.high_freq_factor - spec.low_freq_factor)
-    smooth = smooth.clamp(0.0, 1.0)
+    between = spec.high_freq_factor - spec.low_freq_factor
+    # Llama 4 Scout has a step where others have a ramp.
+    smooth = ((turns - spec.low_freq_factor) / between).clamp(0.0, 1.0) if between else turns > spec.low_freq_factor
+    smooth = smooth.float()
     return inv * (smooth + (1.0 - smooth) / spec.factor), 1.0
 
 

@@ -93,8 +93,8 @@ def _read_kind(own: Fields, kind: str, ratio: float) -> dict[str, Any]:
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor")
         read: dict[str, Any] = {name: own.number(name) for name in names}
-        if not read["low_freq_factor"] < read["high_freq_factor"]:
-            raise ModelError(f"{own.where}: low_freq_factor must be below high_freq_factor, got {read}")
+        if read["low_freq_factor"] > read["high_freq_factor"]:
+            raise ModelError(f"{own.where}: low_freq_factor must not be above high_freq_factor, got {read}")
         return read
     return {
         "factor": own.number("factor", ratio),
