@@ -21,6 +21,7 @@ ORDER = (
         "spec",
         "quant",
         "weights",
+        "media",
         "tokenizer",
         "guided",
         "sampling",

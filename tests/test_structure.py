@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "spec": ("core",),
     "quant": ("core",),
     "weights": ("core", "quant.formats"),
+    "media": ("core",),
     # A GGUF file holds the tokenizer as well.
     "tokenizer": ("core", "weights.gguf_reader"),
     "guided": ("core", "tokenizer.tokenizer"),
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runner": ("core", "cache", "quant", "ops", "layers", "models", "weights", "sampling", "executor.base"),
     "executor.inproc": ("core", "cache", "executor.base", "runner"),
     # What holds them together.
-    "engine": ("core", "cache", "spec", "tokenizer", "guided", "sched", "executor", "weights", "runner"),
+    "engine": ("core", "cache", "spec", "media", "tokenizer", "guided", "sched", "executor", "weights", "runner"),
     "llm": ("core", "tokenizer", "weights", "models", "runner", "executor", "engine", "sched", "cache", "spec"),
     "sim": ("core", "cache", "spec", "guided", "sched", "executor", "engine"),
     # What people touch.

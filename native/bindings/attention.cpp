@@ -38,6 +38,14 @@ void bind_attention(nb::module_& m) {
                    n_rows, &plan, Dtype(rows), Dtype(cache_dtype));
         },
         nb::call_guard<nb::gil_scoped_release>());
+    m.def(
+        "add_where_seen",
+        [](AttentionPlan& plan, uintptr_t x, uintptr_t other, uintptr_t y, int dtype, int64_t n_rows, int64_t size,
+           int64_t x_stride, int64_t other_stride, float c) {
+            submit(AddWhereSeen{pointer(x), pointer(other), pointer(y), size, x_stride, other_stride, c}, n_rows,
+                   static_cast<const AttentionPlan*>(&plan), Dtype(dtype));
+        },
+        nb::call_guard<nb::gil_scoped_release>());
 }
 
 }  // namespace headrace

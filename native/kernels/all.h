@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/attention.h"
+#include "kernels/attention_add.h"
 #include "kernels/attention_write.h"
 #include "kernels/block_linear.h"
 #include "kernels/elementwise.h"
@@ -54,9 +55,12 @@ const KernelTable& HEADRACE_TABLE() {
                         {elementwise<Elementwise::clamped_glu, float>, elementwise<Elementwise::clamped_glu, bf16>},
                         {elementwise<Elementwise::gelu, float>, elementwise<Elementwise::gelu, bf16>},
                         {elementwise<Elementwise::sigmoid_mul, float>, elementwise<Elementwise::sigmoid_mul, bf16>},
-                        {elementwise<Elementwise::row_sigmoid_mul, float>, elementwise<Elementwise::row_sigmoid_mul, bf16>}},
+                        {elementwise<Elementwise::row_sigmoid_mul, float>, elementwise<Elementwise::row_sigmoid_mul, bf16>},
+                        {elementwise<Elementwise::add_scaled, float>, elementwise<Elementwise::add_scaled, bf16>}},
         .position_scale_f32 = position_scale<float>,
         .position_scale_bf16 = position_scale<bf16>,
+        .add_where_seen_f32 = add_where_seen<float>,
+        .add_where_seen_bf16 = add_where_seen<bf16>,
         .moe_f32 = {gather_slots<float>, combine_slots<float>},
         .moe_bf16 = {gather_slots<bf16>, combine_slots<bf16>},
         .rope_f32 = rope<float>,

@@ -70,6 +70,17 @@ struct Attend {
     float soft_cap;  // 0: none
 };
 
+// y = x + c * other in rows that see a key, y = x in rows that see none.
+struct AddWhereSeen {
+    const void* x;
+    const void* other;
+    void* y;
+    int64_t size;  // values of a row
+    int64_t x_stride;
+    int64_t other_stride;
+    float c;
+};
+
 // A row's softmax over some keys: the largest score times log2(e), the sum of weights, and the weighted values behind them.
 struct PartialHead {
     float largest;

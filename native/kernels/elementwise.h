@@ -63,6 +63,7 @@ inline __attribute__((always_inline)) Vec element(const ElementwiseRows& job, co
     if constexpr (kind == Elementwise::sigmoid_mul) return value * sigmoid(Vec::load(other, n));
     if constexpr (kind == Elementwise::row_sigmoid_mul) return value * sigmoid(Vec::all(to_float(*other)));
     if constexpr (kind == Elementwise::clamped_glu) return clamped_glu(value, Vec::load(x + job.size, n), Vec::all(job.c));
+    if constexpr (kind == Elementwise::add_scaled) return Vec::fma(Vec::load(other, n), Vec::all(job.c), value);
     if constexpr (kind == Elementwise::scale) return value * Vec::all(to_float(converted<T>(job.c)));
 }
 

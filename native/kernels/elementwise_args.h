@@ -16,7 +16,8 @@ enum class Elementwise : int {
     gelu = 7,           // y = gelu(x)
     sigmoid_mul = 8,    // y = x * sigmoid(other)
     row_sigmoid_mul = 9,  // the same, other has one value a row
-    count = 10,
+    add_scaled = 10,      // y = x + c * other
+    count = 11,
 };
 
 // Row by row, in fp32, rounded once.

@@ -63,6 +63,8 @@ struct KernelTable {
     void (*elementwise[int(Elementwise::count)][2])(const ElementwiseRows&, int64_t first_row, int64_t last_row);
     void (*position_scale_f32)(const PositionScale&, int64_t first_row, int64_t last_row);
     void (*position_scale_bf16)(const PositionScale&, int64_t first_row, int64_t last_row);
+    void (*add_where_seen_f32)(const AddWhereSeen&, const KeyRange* seen, int64_t first_row, int64_t last_row);
+    void (*add_where_seen_bf16)(const AddWhereSeen&, const KeyRange* seen, int64_t first_row, int64_t last_row);
     MoeKernels moe_f32;
     MoeKernels moe_bf16;
     void (*rope_f32)(const Rope&, int64_t first_row, int64_t last_row);

@@ -99,6 +99,11 @@ KvPlaces AttentionPlan::places(int64_t n_rows) const {
     return {write_index_.data()};
 }
 
+const KeyRange* AttentionPlan::seen(int64_t n_rows) const {
+    if (n_rows != int64_t(ranges_.size())) throw std::invalid_argument("the plan is of another step");
+    return ranges_.data();
+}
+
 int64_t AttentionPlan::tallest() const {
     int64_t rows = 1;
     for (const AttentionTile& tile : tiles_) rows = std::max(rows, tile.n_rows);
@@ -110,6 +115,14 @@ void run(const WriteKv& job, const AttentionPlan* plan, Dtype rows, Dtype cache,
     const KvPlaces places = plan->places(n_rows);
     Pool::instance().each((n_rows + write_rows - 1) / write_rows, [&](int64_t chunk, int) {
         kernel(job, places, chunk * write_rows, std::min(n_rows, (chunk + 1) * write_rows));
+    });
+}
+
+void run(const AddWhereSeen& job, const AttentionPlan* plan, Dtype dtype, int64_t n_rows) {
+    const auto kernel = dtype == Dtype::f32 ? kernels().add_where_seen_f32 : kernels().add_where_seen_bf16;
+    const KeyRange* seen = plan->seen(n_rows);
+    Pool::instance().each((n_rows + write_rows - 1) / write_rows, [&](int64_t chunk, int) {
+        kernel(job, seen, chunk * write_rows, std::min(n_rows, (chunk + 1) * write_rows));
     });
 }
 

@@ -35,6 +35,8 @@ class AttentionPlan {
 
     // Where the step's keys go. Throws std::invalid_argument unless they are n_rows.
     KvPlaces places(int64_t n_rows) const;
+    // What each row sees. Throws std::invalid_argument unless the step has n_rows.
+    const KeyRange* seen(int64_t n_rows) const;
     // Rows of the tallest tile.
     int64_t tallest() const;
     // Runs a job over all tiles, shared out among threads. Throws std::invalid_argument unless the step has n_rows.
@@ -65,6 +67,7 @@ class AttentionPlan {
 };
 
 void run(const WriteKv& job, const AttentionPlan* plan, Dtype rows, Dtype cache, int64_t n_rows);
+void run(const AddWhereSeen& job, const AttentionPlan* plan, Dtype dtype, int64_t n_rows);
 void run(const Attend& job, AttentionPlan* plan, Dtype rows, Dtype cache, int64_t n_rows);
 
 }  // namespace headrace

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("headrace")
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
-"""A text, token ids, or a dict with ``prompt`` or ``prompt_token_ids``."""
+"""A text, token ids, or a dict with ``prompt`` or ``prompt_token_ids``, and for a model that reads media
+``multi_modal_data``: ``{"image": [...]}`` with PIL pictures, bytes, paths or ``data:`` URLs."""
 
 Output = TypeVar("Output", bound="RequestOutput")
 
@@ -71,10 +72,10 @@ class LLM:
         salts = _each("cache_salt", cache_salt, (str, type(None)), count)
         priorities = _each("priority", priority, (int, float), count)
         front = self._engine.front
-        prepared = [front.prepare(_prompt(prompt), one) for prompt, one in zip(prompts, params, strict=True)]
+        prepared = [_prepare(front, prompt, one) for prompt, one in zip(prompts, params, strict=True)]
         starts = [
-            partial(front.submit, *request, one, priority=rank, timeout=timeout, cache_salt=salt)
-            for request, one, salt, rank in zip(prepared, params, salts, priorities, strict=True)
+            partial(front.submit, text, ids, one, priority=rank, timeout=timeout, cache_salt=salt, media=media)
+            for (text, ids, media), one, salt, rank in zip(prepared, params, salts, priorities, strict=True)
         ]
         outputs = _finish(starts, use_tqdm and not single)
         return outputs[0] if single else outputs
@@ -95,9 +96,16 @@ class LLM:
         ``streaming`` unset the loops yield once, at the end.
         """
         params = sampling_params or SamplingParams()
-        text, ids = self._engine.front.prepare(_prompt(inputs), params)
+        text, ids, media = _prepare(self._engine.front, inputs, params)
         return self._engine.front.submit(
-            text, ids, params, streaming=streaming, priority=priority, timeout=timeout, cache_salt=cache_salt
+            text,
+            ids,
+            params,
+            streaming=streaming,
+            priority=priority,
+            timeout=timeout,
+            cache_salt=cache_salt,
+            media=media,
         )
 
     # Encoding.
@@ -220,15 +228,35 @@ def _prompt(prompt: Any) -> str | Sequence[int]:
     return next(iter(prompt.values()))
 
 
-def _prepare_encode(front: Front, prompt: Prompt, params: PoolingParams) -> Any:
+def _prepare(front: Front, prompt: Any, params: SamplingParams) -> Any:
+    """What ``front.submit`` takes for a prompt: (text, token ids, media)."""
+    rest, media = _media_apart(prompt)
+    return front.prepare(_prompt(rest), params, media)
+
+
+def _media_apart(prompt: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The prompt without its media, and its media. Raises ``RequestError``."""
+    if not isinstance(prompt, Mapping) or "multi_modal_data" not in prompt:
+        return prompt, {}
+    media = prompt["multi_modal_data"] or {}
+    if not isinstance(media, Mapping):
+        raise RequestError(
+            f"multi_modal_data is a dict such as {{'image': [...]}}, not {type(media).__name__}",
+            param="multi_modal_data",
+        )
+    return {key: value for key, value in prompt.items() if key != "multi_modal_data"}, media
+
+
+def _prepare_encode(front: Front, prompt: Any, params: PoolingParams) -> Any:
     """What ``front.encode`` takes for a prompt, or for a pair of texts."""
-    if isinstance(prompt, Mapping) and "text_pair" in prompt:
-        second = prompt["text_pair"]
+    rest, media = _media_apart(prompt)
+    if isinstance(rest, Mapping) and "text_pair" in rest:
+        second = rest["text_pair"]
         if not isinstance(second, str):
             raise RequestError(f"text_pair is a text, not {type(second).__name__}", param="text_pair")
-        first = _prompt({key: value for key, value in prompt.items() if key != "text_pair"})
-        return front.prepare_encode(first, params, second)
-    return front.prepare_encode(_prompt(prompt), params)
+        first = _prompt({key: value for key, value in rest.items() if key != "text_pair"})
+        return front.prepare_encode(first, params, media, second)
+    return front.prepare_encode(_prompt(rest), params, media)
 
 
 def _each(name: str, value: Any, kind: Any, count: int) -> list[Any]:

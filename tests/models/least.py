@@ -49,20 +49,41 @@ _OWN: dict[str, dict[str, Any]] = {
         "n_routed_experts": 16,
         "moe_intermediate_size": 12,
     },
+    "MllamaForConditionalGeneration": {"cross_attention_layers": [1]},
 }
 """What an architecture has instead, or beside it."""
 
 
+_VISION = {
+    "MllamaForConditionalGeneration": {
+        "hidden_size": 8,
+        "attention_heads": 2,
+        "intermediate_size": 12,
+        "num_hidden_layers": 2,
+        "num_global_layers": 1,
+        "image_size": 28,
+        "intermediate_layers_indices": [1],
+        "vision_output_dim": 16,
+    },
+}
+"""``vision_config`` of those that have one; what else they say is in ``text_config``."""
+
+
 def least(architecture: str, **changes: Any) -> dict[str, Any]:
     """``changes`` to "gone" take a field out."""
-    config = {"architectures": [architecture], **BASE, **_OWN.get(architecture, {}), **changes}
-    return {name: value for name, value in config.items() if value != "gone"}
+    fields = {**BASE, **_OWN.get(architecture, {}), **changes}
+    config = {name: value for name, value in fields.items() if value != "gone"}
+    if architecture in _VISION:
+        config = {"text_config": config, "vision_config": _VISION[architecture]}
+    return {"architectures": [architecture], **config}
 
 
 def required(architecture: str) -> list[str]:
     """Fields without a default."""
     wanted = least(architecture)
+    wanted = wanted.get("text_config", wanted)
     optional = {"architectures", "num_key_value_heads", "head_dim", "mamba_head_dim", "ssm_state_size", "n_groups"}
     optional |= set(_OWN["Qwen3NextForCausalLM"])
+    optional |= {"cross_attention_layers"}
     optional |= {"n_routed_experts", "moe_intermediate_size", "first_k_dense_replace"}
     return [name for name, value in wanted.items() if value is not None and name not in optional]

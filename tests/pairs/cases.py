@@ -29,6 +29,8 @@ WINDOWED = (
 """Families with a window: in some layers (Gemma, GPT-OSS, EXAONE and Llama 4, whose full layers have no rope) or in all
 (Mistral, Phi with its long rope). The window, or the chunk of Llama 4, is longer than a block and shorter than the
 prompts."""
+SEEING = ("mllama",)
+"""Families that look at pictures: half of their prompts have some."""
 STATEFUL = ("nemotron-h", "qwen3-next")
 """Families with recurrent layers."""
 TOUCHING_STATES = frozenset(
@@ -36,7 +38,7 @@ TOUCHING_STATES = frozenset(
 )
 """What has to do with where states are kept and when they move on: pairs of these are in every slow run on those
 families."""
-FAMILIES = (*FULL, *WINDOWED, *STATEFUL)
+FAMILIES = (*FULL, *WINDOWED, *SEEING, *STATEFUL)
 """Variants of ``eval.tiny_variants``, one for each architecture."""
 QUANTISED = {
     "qwen2-in-int8": ("qwen2", {"quant_config": {"quant_algo": "int8"}}),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from headrace import (
     SamplingParams,
     UserProvidedDecodingConfig,
 )
+from parity.mllama import picture
 
 DRAFT_MODEL = "draft"
 """Folder in a model's own folder: a model with the same vocabulary that often draws the same tokens."""
@@ -43,6 +44,15 @@ class Work:
     cache_tokens: int = 4096
     tight_cache_tokens: int = 256
     """So few that sequences are preempted."""
+    pictures: dict[int, list[Any]] = field(default_factory=dict)
+    """By request, the pictures that its prompt has places for."""
+
+    def given(self, index: int) -> Any:
+        """The prompt of a request, as it is handed in."""
+        prompt, pictures = self.prompts[index], self.pictures.get(index)
+        if not pictures:
+            return prompt
+        return {"prompt_token_ids": prompt, "multi_modal_data": {"image": pictures}}
 
 
 @dataclass(slots=True)
@@ -170,7 +180,7 @@ class _Nudge:
         assert (*logits.shape[:2], stream_ptr) == (1, 1, None)
         assert client_id > 0
         logits[0, 0, (tokens[-1] * 7 + len(tokens)) % 300] += 1.5
-        logits[0, 0, tokens[len(tokens) // 2]] -= 3.0
+        logits[0, 0, tokens[len(tokens) // 2] % logits.shape[-1]] -= 3.0
 
 
 class _NudgeAll:
@@ -259,6 +269,20 @@ def tiny_work(seed: int = 3) -> Work:
     return Work(prompts, max_tokens=20, ends={"end_id": 2})
 
 
+def with_pictures(work: Work, placeholder: int) -> Work:
+    """Half of the prompts get a picture or two, some of them after what they share, and from few pictures."""
+    prompts, pictures = list(work.prompts), {}
+    few = [picture(seed, *size) for seed, size in enumerate(((28, 28), (20, 61), (130, 40)))]
+    for index in range(0, len(prompts), 2):
+        prompt, place = prompts[index], (0, 25, 5)[index % 3]
+        prompts[index] = [*prompt[:place], placeholder, *prompt[place:]]
+        pictures[index] = [few[index // 2 % 2]]
+        if index % 8 == 4:
+            prompts[index].append(placeholder)
+            pictures[index].append(few[2])
+    return replace(work, prompts=prompts, pictures=pictures)
+
+
 def reference(names: Iterable[str]) -> Scenario:
     """The plain run that features are compared with: with the options that change the output, and with n, logprobs and
     encoded prompts so that everything is there."""
@@ -290,15 +314,15 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
         strangers = _start_strangers(llm, work) if scenario.strangers else []
         requests = [
             llm.generate_async(
-                prompt,
+                work.given(index),
                 _sampling(scenario, work, index),
                 priority=(index % 5) / 4 if scenario.priorities else 0.5,
             )
-            for index, prompt in enumerate(work.prompts)
+            for index in range(len(work.prompts))
         ]
         encoding = [
-            llm.encode_async(prompt, PoolingParams(pooling_type=_POOLING[index % len(_POOLING)]))
-            for index, prompt in enumerate(work.prompts if scenario.encodes else ())
+            llm.encode_async(work.given(index), PoolingParams(pooling_type=_POOLING[index % len(_POOLING)]))
+            for index in range(len(work.prompts) if scenario.encodes else 0)
         ]
         for stranger in strangers:
             stranger.abort()

@@ -27,6 +27,7 @@ from pairs.cases import (
     NAMES,
     PAIRS,
     QUANTISED,
+    SEEING,
     STATEFUL,
     Case,
     all_cases,
@@ -34,7 +35,7 @@ from pairs.cases import (
     pairs_on,
 )
 from pairs.equality import assert_acted, assert_equal
-from pairs.scenarios import Finished, Scenario, reference, tiny_work, with_features
+from pairs.scenarios import Finished, Scenario, Work, reference, tiny_work, with_features, with_pictures
 from tiny_text import write_tokenizer
 
 CASES = all_cases()
@@ -59,7 +60,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 def _draft_model(family: str, model: Any) -> Any:
     """A model that often, but not always, draws what this one draws; where its kind cannot draft, some other one."""
-    if family in STATEFUL:
+    if family in (*STATEFUL, *SEEING):
         return tiny.make("llama")
     torch.manual_seed(1)
     for parameter in model.parameters():
@@ -69,7 +70,12 @@ def _draft_model(family: str, model: Any) -> Any:
 
 @cache
 def _plain(folder: Path, family: str, shaped_by: frozenset[str]) -> Finished:
-    return scenarios.run(folder, _built(reference(shaped_by), family), tiny_work())
+    return scenarios.run(folder, _built(reference(shaped_by), family), _work(family))
+
+
+def _work(family: str) -> Work:
+    work = tiny_work()
+    return with_pictures(work, tiny.BASE["vocab_size"]) if family in SEEING else work
 
 
 def _built(scenario: Scenario, family: str) -> Scenario:
@@ -120,7 +126,7 @@ def test_the_slow_sample_turns_until_every_case_has_had_its_day() -> None:
 def test_equals_the_plain_run(case: Case, folder_of: Callable[[str], Path]) -> None:
     folder = folder_of(QUANTISED.get(case.family, (case.family,))[0])
     plain = _plain(folder, case.family, frozenset(filter(scenarios.changes_output, case.names)))
-    got = scenarios.run(folder, _built(with_features(case.names), case.family), tiny_work(), plain)
+    got = scenarios.run(folder, _built(with_features(case.names), case.family), _work(case.family), plain)
     # Among all features at once outputs are short, and it is chance whether memory runs out; the pairs make it.
     assert_acted(got, case.names if len(case.names) <= 2 else set(case.names) - {"preemption"})
     assert_equal(got, plain)

@@ -23,8 +23,10 @@ class CacheGroup:
 
 
 def group_layers(specs: Sequence[CacheSpec]) -> tuple[CacheGroup, ...]:
-    """Groups in the order in which their specs first appear; none for a model that keeps no past."""
+    """Groups in the order in which their specs first appear, those of tokens first; none for a model that keeps no
+    past."""
     layers: dict[CacheSpec, list[int]] = {}
     for layer, spec in enumerate(specs):
         layers.setdefault(spec, []).append(layer)
-    return tuple(CacheGroup(index, spec, tuple(of)) for index, (spec, of) in enumerate(layers.items()))
+    ordered = sorted(layers.items(), key=lambda item: not item[0].of_tokens)
+    return tuple(CacheGroup(index, spec, tuple(of)) for index, (spec, of) in enumerate(ordered))

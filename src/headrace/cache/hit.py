@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from headrace.core.outputs import MissReason
 from headrace.core.plan import BLOCK_TOKENS
 
+from .cross import CrossHit
+
 if TYPE_CHECKING:
     from .prefix_index import Node
 
@@ -31,6 +33,8 @@ class Hit:
     """Key of the next block, if a running sequence is computing it now."""
     miss: MissReason | None
     """Why it is not longer; None if it is as long as can be."""
+    cross: CrossHit | None = None
+    """What is there of the request's media; None: it has none."""
 
     @property
     def partial_tokens(self) -> int:

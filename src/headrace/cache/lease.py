@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cross import CrossEntry
     from .prefix_index import Node
 
 
@@ -25,6 +26,7 @@ class BlockLease:
         "has_twins",
         "holders",
         "identity",
+        "media",
         "n_blocks",
         "n_indexed",
         "node",
@@ -46,6 +48,8 @@ class BlockLease:
         self.n_indexed = 0
         self.pending: bytes | None = None
         """Key of the block that this sequence computes next, if others may wait for it."""
+        self.media: CrossEntry | None = None
+        """Blocks of encoded media, shared with others."""
         self.has_twins = False
         """True if some block of this sequence is in the index as another block of equal content."""
 

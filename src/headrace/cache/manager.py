@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.core.errors import IntegrityError
+from headrace.core.media import EncodedMedia
 from headrace.core.outputs import MissReason
 from headrace.core.plan import BLOCK_TOKENS, BlockCopy, BlockUpdate
 
 from .arena import NULL_BLOCK, ArenaLayout
+from .cross import CrossCache
 from .groups import CacheGroup
 from .hit import Hit, no_hit
 from .lease import BlockLease
@@ -41,6 +43,8 @@ class Placement:
     copies: tuple[BlockCopy, ...]
     sources: BlockLease | None
     """Holds the blocks that are copied from; let go of when the copying step is applied."""
+    encodes: bool
+    """The sequence's media are to be encoded into its blocks before it computes."""
 
 
 class CacheManager:
@@ -50,37 +54,46 @@ class CacheManager:
         self.layout = layout
         self._specs = [group.spec for group in groups]
         self._n_groups = len(groups)
+        of_tokens = [group for group in groups if group.spec.of_tokens]
+        self._n_token_groups = len(of_tokens)
+        """They stand before the others."""
         self._windowed = [group.index for group in groups if not group.spec.keeps_all]
         self._partial_reuse = options.partial_reuse and all(spec.resumes_inside for spec in self._specs)
         self.pool = BlockPool(layout)
         self.index = (
-            PrefixIndex(groups, self.pool, self._partial_reuse)
+            PrefixIndex(of_tokens, self.pool, self._partial_reuse)
             if options.block_reuse and groups
-            else NoIndex(self._n_groups)
+            else NoIndex(self._n_token_groups)
         )
+        others = [group.index for group in groups if not group.spec.of_tokens]
+        self.cross = CrossCache(others, self._n_groups, self.pool, keeps=options.block_reuse)
         self._leases: set[BlockLease] = set()
         self.n_given_back = 0
         """Times that blocks were let go: what did not fit fits no better until this has moved."""
         self.n_limbo = 0
         """Leases whose sequence has let go, held by steps in flight: their blocks come back soon."""
         self.counters: Counter[str] = Counter(
-            blocks_freed_out_of_window=0, reused_blocks=0, missed_blocks=0, partial_reuse_tokens=0
+            blocks_freed_out_of_window=0, reused_blocks=0, missed_blocks=0, partial_reuse_tokens=0, reused_media=0
         )
 
     # Asking: nothing changes.
 
-    def lookup(self, identity: str | None, tokens: Sequence[int], limit: int) -> Hit:
-        """The longest reusable prefix of ``tokens``, at most ``limit`` tokens long, under ``identity`` (the salt)."""
+    def lookup(self, identity: str | None, tokens: Sequence[int], limit: int, media: EncodedMedia | None = None) -> Hit:
+        """The longest reusable prefix of ``tokens``, at most ``limit`` tokens long, under ``identity`` (the salt); and
+        what is there of ``media``."""
+        cross = self.cross.lookup(identity, media)
         if limit <= 0:
-            return no_hit(identity, self._n_groups, MissReason.PROMPT_LOGPROBS if len(tokens) > 1 else None)
+            miss = MissReason.PROMPT_LOGPROBS if len(tokens) > 1 else None
+            return replace(no_hit(identity, self._n_token_groups, miss), cross=cross)
         if not self._partial_reuse:
             limit -= limit % BLOCK_TOKENS
-        return self.index.lookup(identity, tokens, limit)
+        hit = self.index.lookup(identity, tokens, limit)
+        return hit if cross is None else replace(hit, cross=cross)
 
     def can_place(self, hit: Hit, end: int) -> bool:
         """True if a sequence could get the blocks of ``hit`` and new ones up to position ``end``."""
-        new = [blocks_of(end) - hit.n_whole] * self._n_groups
-        return self.pool.fits(new) and self.pool.fits(new, self._pinned_by(hit))
+        new = self._with_media([blocks_of(end) - hit.n_whole] * self._n_token_groups, hit)
+        return self.pool.fits(new) and self.pool.fits(new, self._to_be_pinned(hit))
 
     def furthest_place(self, hit: Hit, end: int) -> int:
         """The last position, up to ``end``, for which ``can_place``; ``hit.length`` if there is none."""
@@ -94,9 +107,10 @@ class CacheManager:
         """True if ``length`` tokens could be computed now, at most ``rows`` at a time, if nobody else took more."""
         new = [
             max(1, spec.peak_blocks(length, rows) - (hit.n_whole - first))
-            for spec, first in zip(self._specs, hit.first, strict=True)
+            for spec, first in zip(self._specs[: self._n_token_groups], hit.first, strict=True)
         ]
-        return self.pool.fits(new) and self.pool.fits(new, self._pinned_by(hit))
+        new = self._with_media(new, hit)
+        return self.pool.fits(new) and self.pool.fits(new, self._to_be_pinned(hit))
 
     def rows_that_fit(self, lease: BlockLease, start: int, rows: int) -> int:
         """How many of ``rows`` rows from position ``start`` on could get blocks now: 0 to ``rows``."""
@@ -106,28 +120,35 @@ class CacheManager:
 
     def _most_new(self, wanted: int) -> int:
         """Most blocks, up to ``wanted``, that every group could get."""
-        if wanted <= 0 or self.pool.fits([wanted] * self._n_groups):
+        if wanted <= 0 or self.pool.fits(self._with_media([wanted] * self._n_token_groups)):
             return wanted
         fits, fails = 0, wanted
         while fails - fits > 1:
             middle = (fits + fails) // 2
-            fits, fails = (middle, fails) if self.pool.fits([middle] * self._n_groups) else (fits, middle)
+            new = self._with_media([middle] * self._n_token_groups)
+            fits, fails = (middle, fails) if self.pool.fits(new) else (fits, middle)
         return fits
 
-    def peak_blocks(self, length: int, rows: int) -> list[int]:
+    def _with_media(self, of_tokens: list[int], hit: Hit | None = None) -> list[int]:
+        """Blocks of each group: those of tokens, and what is missing of the media of ``hit``."""
+        missing = self.cross.missing(None if hit is None else hit.cross)
+        return of_tokens + missing[self._n_token_groups :]
+
+    def peak_blocks(self, length: int, rows: int, media: EncodedMedia | None = None) -> list[int]:
         """Most blocks of each group that one sequence holds while ``length`` tokens are computed ``rows`` at a time."""
-        return [spec.peak_blocks(length, rows) for spec in self._specs]
+        wanted = self.cross.wanted(media)
+        return [spec.peak_blocks(length, rows) + count for spec, count in zip(self._specs, wanted, strict=True)]
 
     def fits_empty(self, blocks: Sequence[int]) -> bool:
         """True if an empty cache has room for ``blocks[g]`` blocks of each group."""
         return self.pool.sectors_for(blocks, [0] * self._n_groups) <= self.layout.n_sectors - 1
 
-    def longest_alone(self, limit: int, rows: int) -> int:
+    def longest_alone(self, limit: int, rows: int, media: EncodedMedia | None = None) -> int:
         """Most tokens, up to ``limit``, that one sequence can compute, ``rows`` at a time, with the cache to itself."""
         fits, fails = 0, limit + 1
         while fails - fits > 1:
             middle = (fits + fails) // 2
-            fits, fails = (middle, fails) if self.fits_empty(self.peak_blocks(middle, rows)) else (fits, middle)
+            fits, fails = (middle, fails) if self.fits_empty(self.peak_blocks(middle, rows, media)) else (fits, middle)
         return fits
 
     def _pinned_by(self, hit: Hit) -> list[tuple[int, int]]:
@@ -136,28 +157,40 @@ class CacheManager:
             blocks.extend(enumerate(hit.source.blocks))
         return blocks
 
+    def _to_be_pinned(self, hit: Hit) -> list[tuple[int, int]]:
+        return self._pinned_by(hit) + self.cross.blocks(None if hit.cross is None else hit.cross.entry)
+
     # Doing.
 
     def place(self, slot: int, hit: Hit, tokens: Sequence[int], end: int) -> Placement:
         """Blocks for a sequence that resumes at ``hit`` and computes up to ``end``. Ask ``can_place`` first."""
         for group, block in self._pinned_by(hit):
             self._pin(group, block)
+        found = None if hit.cross is None else hit.cross.entry
+        if found is not None:
+            self.cross.pin(found)
+            self.counters["reused_media"] += 1
         sources = None
         if hit.source is not None:
             sources = self._register(
                 BlockLease(hit.identity, list(hit.first), [deque((block,)) for block in hit.source.blocks], 1)
             )
-        new = self._take([blocks_of(end) - hit.n_whole] * self._n_groups)
+        new = self._take(self._with_media([blocks_of(end) - hit.n_whole] * self._n_token_groups, hit))
+        encodes = hit.cross is not None and found is None
+        media = self.cross.enter(hit.cross, new) if hit.cross is not None and found is None else found
+        new = new[: self._n_token_groups]
         copies = () if hit.source is None else self._copies(hit.source.blocks, [row[0] for row in new])
         held = [deque(old + fresh) for old, fresh in zip(hit.blocks, new, strict=True)]
         lease = self._register(BlockLease(hit.identity, list(hit.first), held, blocks_of(end)))
-        lease.node, lease.n_indexed = hit.node, hit.n_whole
+        lease.node, lease.n_indexed, lease.media = hit.node, hit.n_whole, media
         self.index.announce(lease, tokens)
         self._count_hit(hit, len(tokens))
         updates = tuple(
             BlockUpdate(slot, group, 0, (NULL_BLOCK,) * hit.first[group] + tuple(row)) for group, row in enumerate(held)
         )
-        return Placement(lease, updates, copies, sources)
+        if media is not None:
+            updates += tuple(BlockUpdate(slot, group, 0, row) for group, row in media.blocks.items())
+        return Placement(lease, updates, copies, sources, encodes)
 
     @staticmethod
     def _copies(sources: Sequence[int], targets: Sequence[int]) -> tuple[BlockCopy, ...]:
@@ -167,7 +200,8 @@ class CacheManager:
         """Blocks up to position ``end``. Ask ``rows_that_fit`` first."""
         count = blocks_of(end) - lease.n_blocks
         updates = []
-        for group, row in enumerate(self._take([count] * self._n_groups)):
+        taken = self._take(self._with_media([count] * self._n_token_groups))
+        for group, row in enumerate(taken[: self._n_token_groups]):
             lease.blocks[group].extend(row)
             updates.append(BlockUpdate(slot, group, lease.n_blocks, tuple(row)))
         lease.n_blocks += count
@@ -220,7 +254,7 @@ class CacheManager:
     def evict_all(self) -> None:
         """Gives up every cached block that nobody pins."""
         for group in range(self._n_groups):
-            while self.index.evict(group):
+            while self._evict(group):
                 pass
 
     def _let_go(self, lease: BlockLease) -> None:
@@ -231,6 +265,8 @@ class CacheManager:
         for group, row in enumerate(lease.blocks):
             for block in row:
                 self._unpin(group, block)
+        if lease.media is not None:
+            self.cross.unpin(lease.media, self.index.now)
         if lease.has_twins:
             self.index.touch(lease.node)
 
@@ -258,8 +294,16 @@ class CacheManager:
             short = next((group for group, count in enumerate(wanted) if count), None)
             if short is None:
                 return taken
-            if not self.index.evict(short):
+            if not self._evict(short):
                 raise IntegrityError(f"{wanted} blocks short although they were promised")
+
+    def _evict(self, group: int) -> bool:
+        """Gives up what was used longest ago: text, of the group itself rather than of others, or encoded media. False
+        if there is nothing."""
+        media, text = self.cross.oldest, self.index.oldest
+        if media is not None and (text is None or media < text):
+            return self.cross.evict()
+        return self.index.evict(group) or self.cross.evict()
 
     def _may_take(self, group: int, wanted: list[int]) -> bool:
         """True if a block is free, and taking it leaves enough sectors for all that is still wanted."""
@@ -311,6 +355,8 @@ class CacheManager:
                     raise IntegrityError(f"a lease has a block of group {group} twice, or the null block: {list(row)}")
                 for block in row:
                     pins[group][block] += 1
+            for group, block in self.cross.blocks(lease.media):
+                pins[group][block] += 1
         if pins != self.pool.pins:
             raise IntegrityError("the pins of the blocks are not those of the leases")
         if sum(lease.retired for lease in self._leases) != self.n_limbo:
@@ -318,6 +364,7 @@ class CacheManager:
         self._check_hands()
         self.pool.check()
         self.index.check()
+        self.cross.check()
 
     def _check_hands(self) -> None:
         """A block that is not in the index is one sequence's own: two pins would be two writers."""

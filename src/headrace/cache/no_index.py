@@ -19,6 +19,8 @@ class NoIndex:
     """Null object for ``PrefixIndex``. No block is ever cached, so the calls about cached blocks are mistakes."""
 
     n_entries = 0
+    now = 0
+    oldest = None
 
     def __init__(self, n_groups: int) -> None:
         self._n_groups = n_groups

@@ -252,6 +252,19 @@ class PrefixIndex:
         """Blocks that become idle from now on were used later than those before."""
         self._tick += 1
 
+    @property
+    def now(self) -> int:
+        """Counts uses."""
+        return self._tick
+
+    @property
+    def oldest(self) -> int | None:
+        """When the block that would be given up first was used last, a block out of a window before all others; None if
+        there is none."""
+        tops = [top[0] for top in map(LazyHeap.peek, self._victims) if top is not None]
+        fresh, tick, _ = min(tops, default=(True, None, 0))
+        return tick if fresh else -1
+
     def touch(self, node: Node | None) -> None:
         """The idle blocks on the way to ``node`` count as used now."""
         while node is not None:
@@ -342,7 +355,7 @@ class PrefixIndex:
                     raise IntegrityError(
                         f"block {block} of group {group}: pinned {pinned}, but {'' if pinned else 'not '}a victim"
                     )
-        marked = [sum(marks) for marks in self._pool.cached]
+        marked = [sum(marks) for marks in self._pool.cached[: len(self._specs)]]
         if seen != marked or seen != [len(nodes) for nodes in self._node_of]:
             raise IntegrityError(f"blocks in the index {seen}, marked as cached {marked}")
         for key, lease in self._pending.items():

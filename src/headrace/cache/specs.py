@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from headrace.core.errors import ConfigError
 from headrace.core.plan import BLOCK_TOKENS
@@ -15,6 +15,9 @@ from headrace.core.plan import BLOCK_TOKENS
 
 class CacheSpec(Protocol):
     """The memory of one layer, in tokens and bytes."""
+
+    of_tokens: ClassVar[bool]
+    """Its blocks hold the tokens of the sequence. False: something else, of a length of its own (see ``CrossKV``)."""
 
     @property
     def bytes_per_block(self) -> int:
@@ -48,6 +51,8 @@ class CacheSpec(Protocol):
 class FullKV:
     """Keys and values of every position."""
 
+    of_tokens: ClassVar[bool] = True
+
     n_kv_heads: int
     head_dim: int
     itemsize: int
@@ -80,6 +85,8 @@ class FullKV:
 @dataclass(frozen=True, slots=True)
 class SlidingKV:
     """Keys and values of the last ``window`` positions, the row's own among them: row p reads p - window + 1 .. p."""
+
+    of_tokens: ClassVar[bool] = True
 
     n_kv_heads: int
     head_dim: int
@@ -119,6 +126,8 @@ class SlidingKV:
 class LatentKV:
     """What the keys and values of all heads are made of (MLA): one latent vector and one rotated key a position."""
 
+    of_tokens: ClassVar[bool] = True
+
     rank: int
     """Width of the latent vector."""
     rope_dim: int
@@ -150,6 +159,8 @@ class LatentKV:
 @dataclass(frozen=True, slots=True)
 class ChunkedKV:
     """Keys and values of the chunk of ``chunk`` positions that a row is in: row p reads p - p % chunk .. p."""
+
+    of_tokens: ClassVar[bool] = True
 
     n_kv_heads: int
     head_dim: int
@@ -194,6 +205,8 @@ class RecurrentState:
     it is a checkpoint, from which any sequence with these tokens can go on. The next token's state goes to block b + 1.
     """
 
+    of_tokens: ClassVar[bool] = True
+
     n_floats: int
     """Numbers of one layer's state, all float32."""
 
@@ -219,7 +232,43 @@ class RecurrentState:
         return min(blocks_of(length), 1 + blocks_of(rows))
 
 
-KVSpec = FullKV | SlidingKV | ChunkedKV
+@dataclass(frozen=True, slots=True)
+class CrossKV:
+    """Keys and values of what an encoder made of a request's media: written once, as a whole, and read by all rows.
+
+    Rows of text see a range of them. A sequence has as many blocks as its media need, however long its text is.
+    """
+
+    of_tokens: ClassVar[bool] = False
+
+    n_kv_heads: int
+    head_dim: int
+    itemsize: int
+    v_head_dim: int | None = None
+
+    @property
+    def bytes_per_block(self) -> int:
+        return BLOCK_TOKENS * _kv_bytes(self.n_kv_heads, self.head_dim, self.v_head_dim, self.itemsize)
+
+    @property
+    def keeps_all(self) -> bool:
+        return True
+
+    @property
+    def resumes_inside(self) -> bool:
+        return True
+
+    def reads_from(self, position: int) -> int:
+        return 0
+
+    def needed_from(self, length: int) -> int:
+        return 0
+
+    def peak_blocks(self, length: int, rows: int) -> int:
+        return 0
+
+
+KVSpec = FullKV | SlidingKV | ChunkedKV | CrossKV
 """Keys and values of a position, for each KV head: what an attention backend reads."""
 
 

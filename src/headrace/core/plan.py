@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .media import MediaItem
 from .pooling import Pooled, Pooling
 
 if TYPE_CHECKING:
@@ -111,6 +112,10 @@ class SlotInit:
     """Where the second of two texts begins; None: there is one."""
     grammar: Any = None
     """A ``guided.contract.Grammar`` that the output follows; None: it is free."""
+    media: tuple[MediaItem, ...] = ()
+    """Of the prompt, in order of position."""
+    encodes: bool = False
+    """The keys and values of the media are to be made, and written to the slot's blocks for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .media import MediaItem
 from .pooling import Pooling
 from .sampling_params import SamplingParams
 
@@ -35,6 +36,8 @@ class Request:
     """Where the second of two texts begins in the prompt; None: there is one."""
     grammar: Any = None
     """``guided_decoding`` compiled, a ``guided.contract.Grammar``; it never leaves the engine's process."""
+    media: tuple[MediaItem, ...] = ()
+    """In the order of their placeholders."""
     pooling: Pooling | None = None
     """The prompt is encoded, not continued: nothing is sampled, and ``n`` is 1."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from typing import Any
 
+from .media import EncodedMedia, cache_keys
 from .outputs import MissReason
 from .plan import Rows, SeqWork
 from .request import Request
@@ -34,9 +35,11 @@ class Sequence:
         "first_scheduled",
         "in_proposer",
         "index",
+        "keys",
         "last_planned",
         "lease",
         "max_length",
+        "media",
         "miss",
         "n_accepted",
         "n_drafts",
@@ -46,6 +49,7 @@ class Sequence:
         "n_preempted",
         "n_prompt",
         "n_prompt_logprobs",
+        "placeholders",
         "request",
         "seq_id",
         "slot",
@@ -68,6 +72,11 @@ class Sequence:
         """Smaller goes first: higher priority, then earlier arrival."""
         self.tokens = list(request.prompt_token_ids)
         """Prompt and confirmed output."""
+        self.media = EncodedMedia(request.media) if request.media else None
+        self.keys = cache_keys(self.tokens, request.media) if request.media else self.tokens
+        """The tokens as the cache compares them: placeholders go by the media that they stand for."""
+        self.placeholders = frozenset(self.tokens[item.first] for item in request.media)
+        """Tokens that stand for media."""
         self.n_prompt = len(self.tokens)
         self.computed = 0
         """Confirmed: keys and values up to here are written. 0 unless running."""
@@ -96,6 +105,12 @@ class Sequence:
         self.wait_length = -1
         """Length of the hit when it last waited for another sequence's block: it waits again only for a longer one."""
         self.in_proposer = False
+
+    def extend(self, tokens: tuple[int, ...]) -> None:
+        """Confirmed output."""
+        self.tokens.extend(tokens)
+        if self.keys is not self.tokens:
+            self.keys.extend(tokens)
 
     @property
     def scheduled(self) -> int:

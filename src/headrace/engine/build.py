@@ -43,7 +43,7 @@ from headrace.weights.resolve import resolve_model
 
 from .backend import StartReport
 from .engine import Engine
-from .find import check_features, find_model, find_tokenizer
+from .find import check_features, find_media, find_model, find_tokenizer
 from .grammars import GrammarCompiling
 from .local import LocalBackend
 from .stats import StatsRecorder
@@ -57,8 +57,9 @@ def build_engine(args: LlmArgs) -> Engine:
     check_features(args)
     path = find_model(args, phases)
     tokenizer = find_tokenizer(args, path, phases)
+    media = find_media(path)
     backend, report = build_backend(args, path, phases)
-    return Engine(backend, report, tokenizer, SystemClock())
+    return Engine(backend, report, tokenizer, SystemClock(), media=media)
 
 
 def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBackend, StartReport]:

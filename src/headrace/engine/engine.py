@@ -8,6 +8,7 @@ from typing import Any
 
 from headrace.core.clock import Clock
 from headrace.core.outputs import EngineHealth
+from headrace.media.contract import MediaProcessor
 from headrace.tokenizer.tokenizer import Tokenizer
 
 from .backend import Backend, StartReport
@@ -24,8 +25,10 @@ class Engine:
         tokenizer: Tokenizer | None,
         clock: Clock,
         connect: Callable[[asyncio.AbstractEventLoop], None] = lambda loop: None,
+        media: MediaProcessor | None = None,
     ) -> None:
-        """``connect``: what takes in the backend's news in an event loop, if that is where they come in."""
+        """``connect``: what takes in the backend's news in an event loop, if that is where they come in. ``media``:
+        None for a model that reads text only."""
         self.backend = backend
         self.report = report
         self.tokenizer = tokenizer
@@ -34,7 +37,7 @@ class Engine:
         self.effective = report.effective | {"eos_ids": sorted(eos_ids)}
         """Settings as they really are."""
         limits = FrontLimits(report.vocab_size, report.max_seq_len, report.max_input_len, eos_ids, report.pooling)
-        self.front = Front(limits, tokenizer, clock, backend)
+        self.front = Front(limits, tokenizer, clock, backend, media)
         backend.start(self.front.deliver, self.front.fail)
 
     @property

@@ -16,6 +16,8 @@ from headrace.core.speculative import (
     SADecodingConfig,
     UserProvidedDecodingConfig,
 )
+from headrace.media.contract import MediaProcessor
+from headrace.media.find import media_processor
 from headrace.tokenizer.load import load_tokenizer
 from headrace.tokenizer.tokenizer import Tokenizer
 from headrace.weights.resolve import resolve_model
@@ -38,6 +40,11 @@ def find_tokenizer(args: LlmArgs, model_path: Path, phases: Phases) -> Tokenizer
     """None with ``skip_tokenizer_init``. Raises ``ConfigError`` or ``ModelError``."""
     with phases.time("load tokenizer"):
         return _tokenizer(args, model_path)
+
+
+def find_media(model_path: Path) -> MediaProcessor | None:
+    """None for a model that reads text only. Raises ``ModelError``."""
+    return media_processor(model_path)
 
 
 def _active_features(args: LlmArgs) -> Iterable[str]:

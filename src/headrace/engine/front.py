@@ -17,11 +17,13 @@ from typing import Any
 from headrace.core.clock import Clock
 from headrace.core.errors import EngineDeadError, PromptTooLongError, RequestError
 from headrace.core.features import refuse_missing_sampling
+from headrace.core.media import MediaItem
 from headrace.core.outputs import RequestPerfMetrics, SequenceUpdate
 from headrace.core.plan import FinishReason
 from headrace.core.pooling import Pooling, PoolingParams, PoolingSpec, resolve_pooling
 from headrace.core.request import Request
 from headrace.core.sampling_params import SamplingParams, check_tokens
+from headrace.media.contract import MediaData, MediaProcessor
 from headrace.tokenizer.tokenizer import Tokenizer
 
 from .backend import Backend
@@ -57,7 +59,14 @@ class _Live:
 class Front:
     """Owns the requests under way; ``backend`` runs them."""
 
-    def __init__(self, limits: FrontLimits, tokenizer: Tokenizer | None, clock: Clock, backend: Backend) -> None:
+    def __init__(
+        self,
+        limits: FrontLimits,
+        tokenizer: Tokenizer | None,
+        clock: Clock,
+        backend: Backend,
+        media: MediaProcessor | None = None,
+    ) -> None:
         self._limits = limits
         self._tokenizer = tokenizer
         self._clock = clock
@@ -65,6 +74,7 @@ class Front:
         self._live: dict[int, _Live] = {}
         self._lock = threading.Lock()
         self._backend = backend
+        self._media = media
         self.counters: Counter[str] = Counter()
         """Witnesses counted here: forked_outputs, prioritised, stop_string_hits."""
 
@@ -72,8 +82,11 @@ class Front:
     def n_live(self) -> int:
         return len(self._live)
 
-    def prepare(self, prompt: str | Sequence[int], sampling: SamplingParams) -> tuple[str | None, tuple[int, ...]]:
-        """(text, token ids) of a prompt, checked and truncated. Raises ``RequestError``."""
+    def prepare(
+        self, prompt: str | Sequence[int], sampling: SamplingParams, media: MediaData | tuple[MediaItem, ...] = ()
+    ) -> tuple[str | None, tuple[int, ...], tuple[MediaItem, ...]]:
+        """(text, token ids, media) of a prompt, checked and truncated. ``media``: as they were given, or as
+        ``read_media`` gave them. Raises ``RequestError``."""
         pooling = self._limits.pooling
         if not pooling.generates:
             raise RequestError(
@@ -83,7 +96,7 @@ class Front:
         refuse_missing_sampling(sampling)
         check_tokens(sampling, self._limits.vocab_size)
         text = prompt if isinstance(prompt, str) else None
-        ids = self._ids_of(prompt, sampling, self._limits.max_input_len)
+        ids, read = self._ids_of(prompt, sampling, self._limits.max_input_len, media)
         if sampling.guided_decoding is not None and not self._eos_ids(sampling):
             raise RequestError(
                 "guided_decoding: the end of the grammar is an end token, and there is none; leave ignore_eos off and"
@@ -92,20 +105,34 @@ class Front:
             )
         if self._tokenizer is None and (sampling.stop or sampling.bad):
             raise RequestError("stop and bad words need a tokenizer; give stop_token_ids / bad_token_ids", param="stop")
-        return text, ids
+        return text, ids, read
+
+    def read_media(self, ids: tuple[int, ...], data: MediaData) -> tuple[tuple[int, ...], tuple[MediaItem, ...]]:
+        """The prompt with its places for media, and the media as the model's encoder reads them. Raises
+        ``RequestError``. Reading takes time: a caller that must not wait does it on another thread."""
+        if self._media is not None:
+            return self._media(ids, data)
+        if data:
+            raise RequestError("this model reads text only; leave multi_modal_data out", param="multi_modal_data")
+        return ids, ()
 
     def prepare_encode(
-        self, prompt: str | Sequence[int], params: PoolingParams, second: str | None = None
-    ) -> tuple[str | None, tuple[int, ...], Pooling, int | None]:
-        """As ``prepare``, for a prompt that is encoded: and what is to be taken from its rows, and where the second
-        text begins in it, if one is given."""
+        self,
+        prompt: str | Sequence[int],
+        params: PoolingParams,
+        media: MediaData | tuple[MediaItem, ...] = (),
+        second: str | None = None,
+    ) -> tuple[str | None, tuple[int, ...], Pooling, int | None, tuple[MediaItem, ...]]:
+        """As ``prepare``, for a prompt that is encoded: (text, token ids, what is to be taken from its rows, where the
+        second text begins in it if one is given, media)."""
         spec, begins = self._limits.pooling, None
         ids: Sequence[int] | str = prompt
         if second is not None:
             ids, begins = self._pair(prompt, second, params)
-        ids = self._ids_of(ids, params, self._limits.max_seq_len)
+        ids, read = self._ids_of(ids, params, self._limits.max_seq_len, media)
         tag = None if self._tokenizer is None or spec.step_tag is None else self._tokenizer.token_to_id(spec.step_tag)
-        return prompt if isinstance(prompt, str) else None, ids, resolve_pooling(params, spec, tag, ids), begins
+        pooling = resolve_pooling(params, spec, tag, ids)
+        return prompt if isinstance(prompt, str) else None, ids, pooling, begins, read
 
     def encode(
         self,
@@ -113,10 +140,11 @@ class Front:
         token_ids: tuple[int, ...],
         pooling: Pooling,
         second_from: int | None = None,
+        media: tuple[MediaItem, ...] = (),
         **options: Any,
     ) -> EncodeOutput:
         """As ``submit``, for a prompt that is encoded. ``options``: those of ``submit``."""
-        options |= {"pooling": pooling, "second_from": second_from}
+        options |= {"pooling": pooling, "second_from": second_from, "media": media}
         output = self.submit(text, token_ids, _NOTHING_SAMPLED, **options)
         assert isinstance(output, EncodeOutput)
         return output
@@ -133,6 +161,7 @@ class Front:
         cache_salt: str | None = None,
         pooling: Pooling | None = None,
         second_from: int | None = None,
+        media: tuple[MediaItem, ...] = (),
     ) -> RequestOutput:
         """Hands a prepared prompt to the engine. Raises ``RequestError`` or ``EngineDeadError``."""
         if not 0.0 <= priority <= 1.0:
@@ -148,6 +177,7 @@ class Front:
             priority=priority,
             deadline=None if timeout is None else now + timeout,
             cache_salt=cache_salt,
+            media=media,
             pooling=pooling,
             second_from=second_from,
         )
@@ -258,9 +288,23 @@ class Front:
         return self._tokenizer.encode_pair(first, second, params.add_special_tokens)
 
     def _ids_of(
-        self, prompt: str | Sequence[int], params: SamplingParams | PoolingParams, most: int
-    ) -> tuple[int, ...]:
-        """Token ids of a prompt, truncated and checked; ``most`` of them are taken."""
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | PoolingParams,
+        most: int,
+        media: MediaData | tuple[MediaItem, ...],
+    ) -> tuple[tuple[int, ...], tuple[MediaItem, ...]]:
+        """Token ids of a prompt, truncated and checked, and its media; ``most`` tokens are taken."""
+        ids = self._encoded(prompt, params)
+        if isinstance(media, tuple) and media:
+            read = media
+        else:
+            ids, read = self.read_media(ids, dict(media))
+        self._check_ids(ids, most, read)
+        return ids, read
+
+    def _encoded(self, prompt: str | Sequence[int], params: SamplingParams | PoolingParams) -> tuple[int, ...]:
+        """Token ids of a prompt, truncated."""
         if not isinstance(prompt, str):
             ids = tuple(int(token) for token in prompt)
         elif self._tokenizer is None:
@@ -269,14 +313,16 @@ class Front:
             ids = tuple(self._tokenizer.encode(prompt, add_special_tokens=params.add_special_tokens))
         if params.truncate_prompt_tokens is not None:
             ids = ids[-params.truncate_prompt_tokens :]
-        self._check_ids(ids, most)
         return ids
 
-    def _check_ids(self, ids: tuple[int, ...], most: int) -> None:
+    def _check_ids(self, ids: tuple[int, ...], most: int, media: tuple[MediaItem, ...]) -> None:
         limits = self._limits
         if not ids:
             raise RequestError("the prompt is empty; give at least one token", param="prompt")
-        worst = max(ids, key=lambda token: token if token >= 0 else limits.vocab_size - token)
+        # What stands for media may lie beyond the vocabulary.
+        places = {ids[item.first] for item in media}
+        worst = max(ids, key=lambda token: 0 if token in places else token if token >= 0 else limits.vocab_size - token)
+        worst = 0 if worst in places else worst
         if not 0 <= worst < limits.vocab_size:
             raise RequestError(f"token id {worst} is outside the vocabulary of {limits.vocab_size}", param="prompt")
         if len(ids) > most:

@@ -10,7 +10,7 @@ from headrace.core.errors import ConfigError
 from headrace.core.phases import Phases
 
 from .engine import Engine
-from .find import check_features, find_model, find_tokenizer
+from .find import check_features, find_media, find_model, find_tokenizer
 from .remote import RemoteBackend
 from .spawn import EngineProcess, spawn
 
@@ -46,7 +46,7 @@ def launch_engine(
         meanwhile()
         report = backend.report()
         report.phases[:0] = phases.done
-        return Engine(backend, report, tokenizer, clock, backend.connect)
+        return Engine(backend, report, tokenizer, clock, backend.connect, find_media(path))
     except BaseException:
         backend.shutdown()
         raise

@@ -6,6 +6,7 @@ parameter is drawn anew, and query and key weights are large enough that a wrong
 
 from __future__ import annotations
 
+import json
 import random
 import zlib
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ from .tiny_variants import ABSENT, BASE, LABELLED, VARIANTS
 
 LENGTHS = (1, 3, 40, 70, 200)
 """Of prompts: below, at and above the borders of cache blocks (32 tokens) and of windows (8, 40)."""
+
+_SEEING = ("Mllama",)
+"""Families that read pictures too: ``vision`` of their settings is the configuration of the tower."""
 
 _SHARPER = 4.0
 """How much larger query and key weights are than others."""
@@ -46,7 +50,10 @@ def names_of(asked: str) -> list[str]:
 
 def architecture(name: str) -> str:
     """What a tiny model's configuration calls it."""
-    return LABELLED[name][0] if name in LABELLED else f"{VARIANTS[name][0]}ForCausalLM"
+    if name in LABELLED:
+        return LABELLED[name][0]
+    family = VARIANTS[name][0]
+    return f"{family}For{'ConditionalGeneration' if family in _SEEING else 'CausalLM'}"
 
 
 def make(name: str, **changes: Any) -> Any:
@@ -65,8 +72,22 @@ def make(name: str, **changes: Any) -> Any:
 def _build(family: str, settings: dict[str, Any]) -> Any:
     if family == "DeciLM":
         return DeciLM(settings)
+    if family in _SEEING:
+        return _build_seeing(family, settings)
     kind = getattr(transformers(), f"{family}ForCausalLM")
     return kind(kind.config_class(**settings))
+
+
+def _build_seeing(family: str, settings: dict[str, Any]) -> Any:
+    """The token after the vocabulary stands for a picture."""
+    kind = getattr(transformers(), f"{family}ForConditionalGeneration")
+    text = {name: value for name, value in settings.items() if not name.endswith("_implementation")}
+    vision, n_tokens = text.pop("vision"), text["vocab_size"]
+    config = kind.config_class(
+        text_config=text, vision_config=vision, image_token_index=n_tokens, attn_implementation="eager"
+    )
+    config.vocab_size = n_tokens
+    return kind(config)
 
 
 def _labelled(name: str, **changes: Any) -> Any:
@@ -111,8 +132,10 @@ def randomise(name: str, parameter: torch.Tensor, generator: torch.Generator, *,
     noise = torch.randn(parameter.shape, generator=generator)
     if name.endswith("linear_attn.norm.weight"):
         parameter.copy_(0.1 * noise + 1.0)
-    elif name.endswith(("norm.weight", "norm_f.weight", "LayerNorm.weight")):
+    elif name.endswith(("norm.weight", "norm_f.weight", "LayerNorm.weight", "norm_pre.weight", "norm_post.weight")):
         parameter.copy_(0.1 * noise + (0.0 if zero_centred else 1.0))
+    elif name.endswith(("_gate", ".gate", "gate_attn", "gate_ffn")):
+        parameter.copy_(0.2 * noise + 0.5)
     elif name.endswith("sinks"):
         parameter.copy_(2.0 * noise)
     elif name.endswith("dt_bias"):
@@ -137,4 +160,12 @@ def _gain(name: str) -> float:
 def save(model: Any, folder: Path) -> Path:
     """Writes the model's checkpoint."""
     model.save_pretrained(folder)
+    if type(model).__name__ == "MllamaForConditionalGeneration":
+        # The reference keeps the states that leave these layers. The files of the hub, and the code that they were made
+        # with, mean those that enter them.
+        file = folder / "config.json"
+        config = json.loads(file.read_text())
+        taken = config["vision_config"]["intermediate_layers_indices"]
+        config["vision_config"]["intermediate_layers_indices"] = [index + 1 for index in taken]
+        file.write_text(json.dumps(config))
     return folder

@@ -125,6 +125,28 @@ _DEEPSEEK = {
     **_rope("yarn", factor=40.0, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=1.0),
 }
 
+_MLLAMA = {
+    "num_hidden_layers": 4,
+    "cross_attention_layers": [1, 3],
+    "head_dim": ABSENT,
+    "rms_norm_eps": 1e-5,
+    "vision": {
+        "hidden_size": 32,
+        "attention_heads": 4,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_global_layers": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "max_num_tiles": 4,
+        "intermediate_layers_indices": [0, 1],
+        "vision_output_dim": 96,
+    },
+    **_LLAMA3,
+}
+"""A tile has 5 patches: padded to 8, as those of the released models are padded too."""
+
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-linear": ("Llama", _rope("linear", factor=4.0)),
@@ -285,6 +307,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_EXAONE, "sliding_window": 40, "head_dim": 20, "num_attention_heads": 3, "num_key_value_heads": 1},
     ),
     "decilm": ("DeciLM", {}),
+    "mllama": ("Mllama", _MLLAMA),
+    "mllama-odd-mqa": (
+        "Mllama",
+        {
+            **_MLLAMA,
+            "hidden_size": 60,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 1,
+            "cross_attention_layers": [0],
+        },
+    ),
     "qwen3-next": ("Qwen3Next", _QWEN_NEXT),
     "qwen3-next-odd-biases-tied": (
         "Qwen3Next",

@@ -10,8 +10,10 @@ import torch
 
 from headrace.cache.specs import CacheSpec
 from headrace.core.errors import EngineError
+from headrace.core.media import MediaItem
 from headrace.core.pooling import PoolingSpec
 from headrace.layers.base import CachedLayer, Layer, Parameter, Weight
+from headrace.layers.cross import CrossBlock
 from headrace.layers.embedding import LMHead
 from headrace.layers.moe import MixtureOfExperts
 from headrace.layers.recurrent import RecurrentMixer
@@ -111,6 +113,15 @@ class Model(Protocol):
 
         ``plans``: for each cache group of states, the plan of those rows (``ops.recurrent.accepted_rows``).
         """
+        ...
+
+    def encode(self, item: MediaItem) -> torch.Tensor:
+        """[n_states, hidden]: what the encoder of a model that reads media makes of one."""
+        ...
+
+    def write_media(self, states: torch.Tensor, plans: dict[int, Any]) -> None:
+        """Keys and values of encoded media [n, hidden] into the cache. ``plans``: for each cache group of media, where
+        they go."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -215,6 +226,14 @@ class Decoder(Layer):
         for layer in self.sublayers():
             if isinstance(layer, RecurrentMixer):
                 layer.advance(plans)
+
+    def encode(self, item: MediaItem) -> torch.Tensor:
+        raise EngineError(f"{type(self).__name__} reads no {item.kind}")
+
+    def write_media(self, states: torch.Tensor, plans: dict[int, Any]) -> None:
+        for layer in self.sublayers():
+            if isinstance(layer, CrossBlock):
+                layer.write(states, plans)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.head(hidden)

@@ -108,16 +108,28 @@ class AttentionBackend(Protocol):
         """
         ...
 
+    def add_where_seen(self, x: torch.Tensor, y: torch.Tensor, factor: float, metadata: Any) -> torch.Tensor:
+        """x + factor * y in rows that see a key, x to the bit in those that see none; x and y [T, n]."""
+        ...
+
 
 class EncoderAttention(Protocol):
     """Attention without a cache: the rows of a sequence see all rows of it, those after them too."""
 
     def __call__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, *, scale: float
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        starts: torch.Tensor,
+        *,
+        scale: float,
+        ranges: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """q [T, n_heads, head_dim], k [T, n_kv_heads, head_dim], v [T, n_kv_heads, v_head_dim], starts [S + 1] int64 on
         the host: sequence s is rows starts[s] : starts[s + 1], T of them in all -> [T, n_heads, v_head_dim] in the
-        dtype of q. n_heads is a multiple of n_kv_heads, neighbours share a KV head.
+        dtype of q. n_heads is a multiple of n_kv_heads, neighbours share a KV head. ``ranges`` [T, 2] int64 on the
+        host: a row sees rows [first, end) of its sequence, at least one; None: all of them.
 
         Raises EngineError when ``starts`` does not begin with 0, falls, or does not end with T.
         """

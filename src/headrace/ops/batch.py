@@ -49,6 +49,9 @@ class Batch:
     """[S] int64: position at which the second of two texts begins, beyond the end where there is one. None: no
     sequence has two.   by: runner"""
 
+    sees_media: bool = False
+    """Some row sees keys of encoded media.   by: runner"""
+
     @property
     def n_rows(self) -> int:
         return self.input_ids.shape[0]

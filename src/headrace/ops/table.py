@@ -70,6 +70,7 @@ class Ops:
     sigmoid_mul: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     soft_cap: Callable[[torch.Tensor, float], torch.Tensor]
     add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    add_scaled: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     scale: Callable[[torch.Tensor, float], torch.Tensor]
     position_scale: Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]
     softmax_top_k: Callable[..., Routing]
@@ -117,6 +118,7 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "clamped_glu": (_native("elementwise", "clamped_glu"), _reference("activation", "clamped_glu")),
     "soft_cap": (_native("elementwise", "soft_cap"), _reference("activation", "soft_cap")),
     "add": (_native("elementwise", "add"), _reference("activation", "add")),
+    "add_scaled": (_native("elementwise", "add_scaled"), _reference("activation", "add_scaled")),
     "scale": (_native("elementwise", "scale"), _reference("activation", "scale")),
     "position_scale": (_native("elementwise", "position_scale"), _reference("activation", "position_scale")),
     "softmax_top_k": (_native("moe", "softmax_top_k"), _reference("moe", "softmax_top_k")),

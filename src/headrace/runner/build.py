@@ -37,6 +37,7 @@ from .build_cache import DiskCache, NoCache, WeightCache
 from .draft_model import ModelDrafter, check_draft_model
 from .drafter import NO_DRAFTER, Drafter
 from .graph import NoGraphs, StepGraphs
+from .media import NO_MEDIA, CrossMedia, Media
 from .memory import MemoryPlan, available_bytes, kv_budget
 from .pooling import Poolers
 from .scheme import scheme_for
@@ -93,7 +94,8 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         groups = group_layers([spec for one in models for spec in one.cache_specs()])
         _refuse_past(args, model)
     with phases.time("plan memory"):
-        slots = SlotTable(args.max_batch_size, max_seq_len, max_drafts, len(groups), BLOCK_TOKENS)
+        media_groups = [group.index for group in groups if not group.spec.of_tokens]
+        slots = SlotTable(args.max_batch_size, max_seq_len, max_drafts, len(groups), BLOCK_TOKENS, media_groups)
         cache = _weight_cache(args.enable_build_cache)
         layout, memory = _plan_memory(args, sum(one.n_bytes for one in models), groups, max_seq_len, slots.nbytes)
     with phases.time("load weights"):
@@ -137,7 +139,8 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     }
     sampler = ProcessingSampler(GuidedSampler(sampler, model.vocab_size), args.batched_logits_processor)
     states = _states(model, ops, groups, max_drafts)
-    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs[0], Poolers(model), states, drafter)
+    media: Media = CrossMedia(model, ops, groups, slots) if media_groups else NO_MEDIA
+    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs[0], Poolers(model), states, drafter, media)
     return Worker(runner, capacity, memory, effective)
 
 
@@ -259,7 +262,7 @@ def _plan_memory(
         )
     else:
         layout = wanted
-    per_token = sum(group.block_bytes for group in groups) / BLOCK_TOKENS
+    per_token = sum(group.block_bytes for group in groups if group.spec.of_tokens) / BLOCK_TOKENS
     kv_tokens = int((layout.n_sectors - 1) * layout.sector_bytes / per_token)
     return layout, MemoryPlan(weight_bytes, layout.nbytes, slot_bytes, available, kv_tokens)
 

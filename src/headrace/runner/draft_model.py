@@ -46,6 +46,11 @@ def check_draft_model(draft: Model, target: Model, max_seq_len: int) -> None:
             "DraftTargetDecodingConfig.speculative_model has recurrent layers, whose state cannot go back to before a"
             " rejected draft; a draft model keeps keys and values"
         )
+    if not all(spec.of_tokens for spec in draft.cache_specs()):
+        raise ConfigError(
+            "DraftTargetDecodingConfig.speculative_model reads media through layers of its own; a draft model reads"
+            " tokens only"
+        )
     if draft.max_positions < max_seq_len:
         raise ConfigError(
             f"DraftTargetDecodingConfig.speculative_model was made for {draft.max_positions} positions;"
@@ -125,6 +130,8 @@ class ModelDrafter:
         in ``drafting``, which have ``length`` drafts already: int64 [len(drafting)], ``NO_TOKEN`` where none could be.
         """
         batch = gather_rows(slots, starts, counts, np.zeros_like(counts), self._slots, self._device)
+        # What stands for media may lie beyond the vocabulary.
+        batch.input_ids.clamp_(max=self._model.vocab_size - 1)
         rows = (np.cumsum(counts) - 1)[drafting]
         logits = self._graphs.logits(batch, Counter()) if len(rows) == batch.n_rows else None
         if logits is None:

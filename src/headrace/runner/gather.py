@@ -103,7 +103,11 @@ def gather_rows(
     seq_lens = starts + counts
     columns = -(-int(seq_lens.max()) // BLOCK_TOKENS)
     groups = []
-    for table in slots.block_tables:
+    seen = slots.media_ranges(slot_of, query_starts, positions) if slots.media_groups else np.zeros((0, 2), np.int64)
+    for group, table in enumerate(slots.block_tables):
+        if group in slots.media_groups:
+            groups.append(_media_group(table[slot_of], seen, device))
+            continue
         blocks = table[row_slot, positions // BLOCK_TOKENS].astype(np.int64)
         groups.append(
             GroupBatch(
@@ -118,5 +122,16 @@ def gather_rows(
         seq_lens=torch.from_numpy(seq_lens),
         second_from=torch.from_numpy(slots.second_from[slot_of]),
         groups=tuple(groups),
+        sees_media=bool(seen.any()),
         draft_counts=torch.from_numpy(n_drafts),
+    )
+
+
+def _media_group(table: np.ndarray, seen: np.ndarray, device: torch.device) -> GroupBatch:
+    """Of a group of encoded media: a step writes nothing there."""
+    columns = max(1, -(-int(seen.max()) // BLOCK_TOKENS))
+    return GroupBatch(
+        block_table=torch.from_numpy(table[:, :columns].copy()).to(device),
+        write_index=torch.zeros(0, dtype=torch.int64, device=device),
+        key_ranges=torch.from_numpy(seen),
     )

@@ -60,15 +60,16 @@ class StepGraphs:
         self._groups = groups
         self._sizes = tuple(sizes)
         self._exact = exact
-        self._recorded: dict[int, _Recording] = {}
+        self._recorded: dict[tuple[int, bool], _Recording] = {}
+        """By size, and whether rows see media: layers that look at those are left out elsewhere."""
 
     def logits(self, batch: Batch, counters: Counter[str]) -> torch.Tensor | None:
         size = next((size for size in self._sizes if size >= batch.n_rows), None)
         if size is None or (self._exact and size != batch.n_rows):
             return None
-        recording = self._recorded.get(size)
+        recording = self._recorded.get((size, batch.sees_media))
         if recording is None:
-            recording = self._recorded[size] = _Recording(size, len(self._groups))
+            recording = self._recorded[size, batch.sees_media] = _Recording(size, len(self._groups))
             counters["graph_captures"] += 1
             logits = recording.capture(self._plan(recording.inputs(batch)), self._model)
             if recording.missed:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from headrace.core.errors import EngineError
+from headrace.core.media import seen_from
 from headrace.core.plan import BlockUpdate, SlotInit
 
 _NEVER = np.iinfo(np.int64).max
@@ -26,10 +27,19 @@ class SlotTable:
         n_prompt, max_length  int64
         second_from  int64: where the second of two texts begins
         stopped   bool: no more rows, whatever a plan made earlier says
-    ``block_tables[g]`` is [n_slots, max_blocks] int32 for cache group g.
+    ``block_tables[g]`` is [n_slots, max_blocks] int32 for cache group g; of a group of encoded media it is as wide as
+    it has to be.
     """
 
-    def __init__(self, n_slots: int, max_seq_len: int, max_drafts: int, n_groups: int, block_tokens: int) -> None:
+    def __init__(
+        self,
+        n_slots: int,
+        max_seq_len: int,
+        max_drafts: int,
+        n_groups: int,
+        block_tokens: int,
+        media_groups: Sequence[int] = (),
+    ) -> None:
         width = max_seq_len + max_drafts
         max_blocks = -(-width // block_tokens)
         self.n_slots = n_slots
@@ -42,7 +52,13 @@ class SlotTable:
         self.stopped = np.ones(n_slots, bool)
         self.seq_ids = np.full(n_slots, -1, np.int64)
         self.inits: list[SlotInit | None] = [None] * n_slots
-        self.block_tables = tuple(np.zeros((n_slots, max_blocks), np.int32) for _ in range(n_groups))
+        self.media_groups = frozenset(media_groups)
+        """Groups that hold encoded media instead of tokens."""
+        self.block_tables = [
+            np.zeros((n_slots, 1 if group in self.media_groups else max_blocks), np.int32) for group in range(n_groups)
+        ]
+        self.seen_media: list[np.ndarray | None] = [None] * n_slots
+        """By slot: [n, 3] int64, ``core.media.seen_from``; None: no media."""
 
     @property
     def nbytes(self) -> int:
@@ -60,6 +76,7 @@ class SlotTable:
         self.stopped[slot] = False
         self.seq_ids[slot] = init.seq_id
         self.inits[slot] = init
+        self.seen_media[slot] = np.array(seen_from(init.media), np.int64) if init.media else None
 
     def init_of(self, slot: int) -> SlotInit:
         """The record that the slot's sequence came with."""
@@ -75,7 +92,21 @@ class SlotTable:
     def update_blocks(self, updates: Sequence[BlockUpdate]) -> None:
         for update in updates:
             last = update.first + len(update.blocks)
+            missing = last - self.block_tables[update.group].shape[1]
+            if missing > 0 and update.group in self.media_groups:
+                self.block_tables[update.group] = np.pad(self.block_tables[update.group], ((0, 0), (0, missing)))
             self.block_tables[update.group][update.slot, update.first : last] = update.blocks
+
+    def media_ranges(self, slots: np.ndarray, query_starts: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Which keys of encoded media the rows of a batch see: int64 [T, 2], [first, end) of each row's slot."""
+        ranges = np.zeros((len(positions), 2), np.int64)
+        for index, slot in enumerate(slots.tolist()):
+            seen = self.seen_media[slot]
+            if seen is not None:
+                rows = slice(query_starts[index], query_starts[index + 1])
+                entry = np.searchsorted(seen[:, 0], positions[rows], side="right")
+                ranges[rows] = np.concatenate((np.zeros((1, 2), np.int64), seen[:, 1:]))[entry]
+        return ranges
 
     def append(self, slot: int, tokens: Sequence[int]) -> None:
         """Decided tokens, after the known ones."""

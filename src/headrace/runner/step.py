@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from headrace.sampling import EndRules, SampleOutcome, Sampler, SampleRows, veri
 from .drafter import Drafter
 from .gather import ResolvedWork, gather, resolve
 from .graph import Graphs
+from .media import Media
 from .pooling import Poolers
 from .slots import SlotTable
 from .states import States
@@ -46,6 +49,7 @@ class StepRunner:
         poolers: Poolers,
         states: States,
         drafter: Drafter,
+        media: Media,
     ) -> None:
         self.model = model
         self.sampler = sampler
@@ -58,6 +62,7 @@ class StepRunner:
         self.poolers = poolers
         self.states = states
         self.drafter = drafter
+        self.media = media
         self._bind_errors: dict[int, str] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -67,6 +72,8 @@ class StepRunner:
         for init in plan.inits:
             self._bind(init)
         self.slots.update_blocks(plan.block_updates)
+        for init in plan.inits:
+            self.media.bind(init, counters)
         for copy in plan.copies:
             self.views[copy.group][copy.dst].copy_(self.views[copy.group][copy.src])
         resolved = resolve(plan.works, self.slots, self.drafter, counters)
@@ -128,11 +135,24 @@ class StepRunner:
                 for first in range(0, len(following), size):
                     tokens = following[first : first + size]
                     rows = hidden[item.first_row + first : item.first_row + first + len(tokens)]
-                    found += self.sampler.prompt_logprobs(self.model.logits(rows), tokens, n_top)
+                    found += self._prompt_entries(self.slots.init_of(slot), rows, tokens, n_top)
                 entries[item.index] = tuple(found)
             except RequestError as error:
                 entries[item.index] = error
             counters["prompt_logprob_rows"] += len(found)
+        return entries
+
+    def _prompt_entries(
+        self, init: SlotInit, rows: torch.Tensor, tokens: np.ndarray, n_top: int
+    ) -> list[TokenLogprobs]:
+        """Entries for ``tokens`` after ``rows`` of hidden states. What stands for media may lie beyond the vocabulary,
+        and is never drawn: it ranks behind all tokens."""
+        places = [init.tokens[item.first] for item in init.media]
+        stands = np.isin(tokens, places)
+        entries = self.sampler.prompt_logprobs(self.model.logits(rows), np.where(stands, 0, tokens), n_top)
+        for at in np.flatnonzero(stands).tolist():
+            entry, rank = entries[at], self.model.vocab_size + 1
+            entries[at] = replace(entry, token=int(tokens[at]), logprob=-math.inf, rank=rank)
         return entries
 
     def _pool(self, resolved: Sequence[ResolvedWork], hidden: torch.Tensor, counters: Counter[str]) -> None:

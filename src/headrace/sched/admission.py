@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headrace.cache.manager import CacheManager
 from headrace.core.errors import PromptTooLongError, RequestError
+from headrace.core.media import EncodedMedia
 from headrace.core.request import Request
 
 from .options import SchedulerOptions
@@ -42,17 +43,20 @@ class Admission:
                 f"{n_prompt} prompt tokens exceed max_num_tokens={self._options.max_num_tokens}, and {why}; {way_out}",
                 param="prompt",
             )
-        return self._fit_cache(n_prompt, limit if n_new is None else n_prompt + n_new, n_new)
+        return self._fit_cache(request, n_prompt, limit if n_new is None else n_prompt + n_new, n_new)
 
-    def _fit_cache(self, n_prompt: int, length: int, n_new: int | None) -> int:
+    def _fit_cache(self, request: Request, n_prompt: int, length: int, n_new: int | None) -> int:
         """``length``, or less if no number of new tokens was asked for and the cache holds less."""
         rows = 1 if self._options.chunked_prefill else n_prompt
         # The last token is never computed, so it takes no place in the cache.
-        fits = self._manager.longest_alone(length - 1, rows) + 1
+        media = EncodedMedia(request.media) if request.media else None
+        fits = self._manager.longest_alone(length - 1, rows, media) + 1
         if fits < n_prompt + (n_new or 1):
+            beside = f" beside its {len(request.media)} media" if request.media else ""
             raise PromptTooLongError(
                 f"{n_prompt} prompt tokens and max_tokens={n_new or 1} exceed the KV cache, which holds {fits - 1}"
-                " tokens of one sequence; shorten the prompt, lower max_tokens, or raise KvCacheConfig.max_tokens",
+                f" tokens of one sequence{beside}; shorten the prompt, lower max_tokens, or raise"
+                " KvCacheConfig.max_tokens",
                 param="max_tokens",
             )
         return fits

@@ -75,7 +75,7 @@ class GuaranteedNoEvict:
         pass
 
     def _need(self, seq: Sequence) -> list[int]:
-        return self._manager.peak_blocks(seq.max_length - 1, self._rows)
+        return self._manager.peak_blocks(seq.max_length - 1, self._rows, seq.media)
 
     def _reserve(self, seq: Sequence, sign: int) -> None:
         self._n_running += sign

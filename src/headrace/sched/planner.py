@@ -140,7 +140,9 @@ class Planner:
 
     def _drafts(self, seq: Sequence, limit: int) -> tuple[int, ...]:
         try:
-            return self._proposer.propose(seq.seq_id, limit)
+            drafts = self._proposer.propose(seq.seq_id, limit)
+            # What stands for media is never drawn.
+            return next((drafts[:at] for at, token in enumerate(drafts) if token in seq.placeholders), drafts)
         except RequestError as error:
             self.failed.append((seq, error))
             return ()
@@ -202,7 +204,7 @@ class Planner:
             seq = self._waiting.peek()
             if seq is None or seq.n_flying or self._refused == (seq, self._manager.n_given_back):
                 return
-            hit = self._manager.lookup(seq.request.cache_salt, seq.tokens, seq.reusable_limit)
+            hit = self._manager.lookup(seq.request.cache_salt, seq.keys, seq.reusable_limit, seq.media)
             if hit.awaited is not None and hit.length > seq.wait_length:
                 if self._waiting.n_parked >= self._max_parked:
                     return
@@ -253,6 +255,8 @@ class Planner:
                 request_id=request.request_id,
                 second_from=request.second_from,
                 grammar=request.grammar,
+                media=request.media,
+                encodes=placement.encodes,
             )
         )
         if seq.cached_tokens is None:

@@ -39,7 +39,7 @@ class Residents:
     def enter(self, seq: Sequence, hit: Hit, end: int) -> Placement:
         """Gives ``seq`` a slot, the blocks of ``hit`` and new ones up to position ``end``."""
         slot = self._free_slots.pop()
-        placement = self._manager.place(slot, hit, seq.tokens, end)
+        placement = self._manager.place(slot, hit, seq.keys, end)
         seq.slot, seq.lease, seq.computed = slot, placement.lease, hit.length
         seq.state = SequenceState.RUNNING
         insort(self._ordered, seq, key=_standing)

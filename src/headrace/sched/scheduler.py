@@ -208,11 +208,11 @@ class Scheduler:
         if one.error is not None:
             updates.append(self._end(seq, FinishReason.ERROR, error=RequestError(one.error)))
             return
-        seq.tokens.extend(one.tokens)
+        seq.extend(one.tokens)
         self._check_result(flying, one)
         if seq.state is SequenceState.RUNNING:
             seq.computed = one.computed
-        self.manager.commit(flying.lease, seq.tokens, one.computed)
+        self.manager.commit(flying.lease, seq.keys, one.computed)
         seq.n_drafts += one.n_drafts
         seq.n_accepted += one.n_accepted
         self._witnesses["drafts_proposed"] += one.n_drafts

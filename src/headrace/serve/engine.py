@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from headrace.core.clock import Clock
 from headrace.core.config import LlmArgs
 from headrace.core.errors import EngineDeadError, RequestError
+from headrace.core.media import MediaItem
 from headrace.core.pooling import PoolingParams, PoolingSpec
 from headrace.core.sampling_params import SamplingParams
 from headrace.engine.engine import Engine
@@ -25,6 +26,7 @@ class Prepared:
     """As it was given; None when token ids were."""
     second_from: int | None = None
     """Where the second of two texts begins."""
+    media: tuple[MediaItem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +143,10 @@ class FrontedEngine:
         front = self._engine.front
         options: dict[str, Any] = {"priority": terms.priority, "timeout": terms.timeout, "cache_salt": terms.cache_salt}
         if isinstance(params, PoolingParams):
-            _, ids, pooling, _ = front.prepare_encode(prepared.token_ids, params)
-            return front.encode(prepared.text, ids, pooling, prepared.second_from, streaming=True, **options)
-        _, ids = front.prepare(prepared.token_ids, params)
-        return front.submit(prepared.text, ids, params, streaming=True, **options)
+            _, ids, pooling, _, media = front.prepare_encode(prepared.token_ids, params, prepared.media)
+            return front.encode(prepared.text, ids, pooling, prepared.second_from, media, streaming=True, **options)
+        _, ids, media = front.prepare(prepared.token_ids, params, prepared.media)
+        return front.submit(prepared.text, ids, params, streaming=True, media=media, **options)
 
     async def stats(self) -> list[dict[str, Any]]:
         return await self._engine.get_stats_async(_STATS_LIMIT)

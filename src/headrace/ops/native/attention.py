@@ -15,6 +15,7 @@ from headrace.ops.batch import Batch, GroupBatch
 
 from .core import DTYPES, native
 from .latent import LATENT
+from .rows import as_rows
 from .workspace import empty
 
 _core = native()
@@ -94,6 +95,15 @@ class NativeAttention:
         )  # fmt: skip
         return y
 
+    def add_where_seen(self, x: torch.Tensor, y: torch.Tensor, factor: float, metadata: Any) -> torch.Tensor:
+        x, y = as_rows(x), as_rows(y)
+        out = empty(tuple(x.shape), x.dtype)
+        _core.add_where_seen(
+            metadata, x.data_ptr(), y.data_ptr(), out.data_ptr(), DTYPES[x.dtype], x.shape[0], x.shape[1], x.stride(0),
+            y.stride(0), factor,
+        )  # fmt: skip
+        return out
+
 
 def _dense_heads(x: torch.Tensor) -> torch.Tensor:
     """[T, heads, head_dim] whose heads lie one behind another; rows may be any distance apart."""
@@ -104,7 +114,13 @@ BACKEND = NativeAttention()
 
 
 def encoder_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, *, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    starts: torch.Tensor,
+    *,
+    scale: float,
+    ranges: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``EncoderAttention``: paged attention over a cache that lasts as long as the call."""
     check_starts(starts, q.shape[0])
@@ -115,7 +131,8 @@ def encoder_attention(
     seq = torch.repeat_interleave(torch.arange(len(widths)), counts)
     where = first_block[seq] * BLOCK_TOKENS + row - starts[seq]
     table = first_block[:-1, None].to(torch.int32) + torch.arange(max(widths, default=0), dtype=torch.int32)
-    ranges = torch.stack((torch.zeros_like(row), counts[seq]), 1)
+    if ranges is None:
+        ranges = torch.stack((torch.zeros_like(row), counts[seq]), 1)
     batch = Batch(row, row, starts.contiguous(), counts, (GroupBatch(table, where, ranges),))
 
     spec = FullKV(k.shape[1], k.shape[2], k.dtype.itemsize, v.shape[2])

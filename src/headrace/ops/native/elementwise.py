@@ -11,7 +11,7 @@ from .workspace import empty
 _core = native()
 # As the core numbers them (native/kernels/elementwise_args.h).
 _SILU_MUL, _GELU_TANH_MUL, _RELU_SQUARED, _SOFT_CAP, _ADD, _SCALE, _CLAMPED_GLU, _GELU = range(8)
-_SIGMOID_MUL, _ROW_SIGMOID_MUL = 8, 9
+_SIGMOID_MUL, _ROW_SIGMOID_MUL, _ADD_SCALED = 8, 9, 10
 KINDS = {
     "silu_mul": _SILU_MUL,
     "gelu_tanh_mul": _GELU_TANH_MUL,
@@ -49,6 +49,11 @@ def soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:
 def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """``reference.activation.add``."""
     return _run(_ADD, x, x.shape[1], as_rows(y))
+
+
+def add_scaled(x: torch.Tensor, y: torch.Tensor, factor: float) -> torch.Tensor:
+    """``reference.activation.add_scaled``."""
+    return _run(_ADD_SCALED, x, x.shape[1], as_rows(y), factor)
 
 
 def scale(x: torch.Tensor, factor: float) -> torch.Tensor:

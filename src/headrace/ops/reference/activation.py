@@ -38,6 +38,11 @@ def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x + y
 
 
+def add_scaled(x: torch.Tensor, y: torch.Tensor, factor: float) -> torch.Tensor:
+    """x + factor * y, both [T, n]: what a gate lets through of a branch."""
+    return (x.float() + y.float() * factor).to(x.dtype)
+
+
 def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
     """x times ``factor``, which is rounded to the dtype of x first (Gemma's embeddings)."""
     return x * torch.tensor(factor, dtype=x.dtype, device=x.device)

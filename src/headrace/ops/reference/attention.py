@@ -99,6 +99,8 @@ class Metadata:
     write_place: torch.Tensor
     """int64: place in the block."""
     tiles: tuple[Tile, ...]
+    sees: torch.Tensor
+    """[T, 1] bool: whether the row sees any key."""
 
 
 class _Piece(NamedTuple):
@@ -142,13 +144,14 @@ class ReferenceAttention:
             size = 1 << (piece.n_blocks - 1).bit_length()
             pieces.setdefault((piece.n_rows, size), []).append(piece)
         ranges = ranges.to(part.block_table.device)
+        sees = ranges[:, :1] < ranges[:, 1:]
         tiles = [
             _tile(stack, n_rows, ranges, part.block_table)
             for (n_rows, _), alike in pieces.items()
             for stack in _stacks(alike, n_rows)
         ]
         where = part.write_index
-        return Metadata(where // BLOCK_TOKENS, where % BLOCK_TOKENS, tuple(tiles))
+        return Metadata(where // BLOCK_TOKENS, where % BLOCK_TOKENS, tuple(tiles), sees)
 
     def write(self, k: torch.Tensor, v: torch.Tensor, kv_cache: PagedKV, metadata: Metadata) -> None:
         kv_cache.keys[metadata.write_block, :, metadata.write_place] = k.to(kv_cache.keys.dtype)
@@ -174,12 +177,21 @@ class ReferenceAttention:
             out[tile.rows] = _attend_tile(q[tile.rows], kv_cache, tile, scores)
         return out
 
+    def add_where_seen(self, x: torch.Tensor, y: torch.Tensor, factor: float, metadata: Metadata) -> torch.Tensor:
+        return torch.where(metadata.sees, (x.float() + y.float() * factor).to(x.dtype), x)
+
 
 BACKEND = ReferenceAttention()
 
 
 def encoder_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, *, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    starts: torch.Tensor,
+    *,
+    scale: float,
+    ranges: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``EncoderAttention`` in torch, one sequence after another, in fp32."""
     check_starts(starts, q.shape[0])
@@ -187,7 +199,11 @@ def encoder_attention(
     shared = q.shape[1] // k.shape[1]
     for first, end in itertools.pairwise(starts.tolist()):
         keys, values = (x[first:end].float().repeat_interleave(shared, 1) for x in (k, v))
-        weights = torch.einsum("qhd,khd->hqk", q[first:end].float() * scale, keys).softmax(-1)
+        scores = torch.einsum("qhd,khd->hqk", q[first:end].float() * scale, keys)
+        if ranges is not None:
+            key, seen = torch.arange(end - first), ranges[first:end, :, None]
+            scores = scores.masked_fill((key < seen[:, 0]) | (key >= seen[:, 1]), -torch.inf)
+        weights = scores.softmax(-1)
         out[first:end] = torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
     return out
 
