@@ -1,10 +1,12 @@
 """Where the time of a decode step goes: a replayed one, the same operator by operator, and the memory's limit.
 
-    python bench/step.py [--model smollm2-135m] [--batch 1 8] [--context 256] [--dtype bfloat16] [--rounds 30]
+    python bench/step.py [--model smollm2-135m] [--batch 1 8] [--context 256] [--new 1] [--rounds 30]
 
-Random weights in the shape of a model. ``read`` is the time of reading the step's weights and keys and values once;
-``replay`` a recorded step; ``eager`` the same calls out of Python. All are taken in the same rounds and the best of
-each counts. Then, out of the fastest timed replay, the time of each kind of job; products go by their place in a layer.
+Random weights in the shape of a model. ``--new`` rows of each sequence are computed, the last of its context: with all
+of them the step is a prefill. ``read`` is the time of reading the step's weights and keys and values once, ``peak`` that
+of its products at the machine's matrix peak; ``replay`` a recorded step; ``eager`` the same calls out of Python. All are
+taken in the same rounds and the best of each counts. Then, out of the fastest timed replay, the time of each kind of
+job; products go by their place in a layer.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from headrace.ops.table import select_ops
 from headrace.runner.build import arena_views
 from headrace.weights.dummy import DummyCheckpoint
 from kernels import DTYPES, seconds
+from limits import peak
 
 MODELS = {
     "smollm2-135m": {
@@ -48,12 +51,12 @@ PRODUCTS = ("qkv", "o", "gate_up", "down")
 class Step:
     """A model with ``n_seqs`` sequences of ``context`` tokens, the last of each computed in this step."""
 
-    def __init__(self, config: dict[str, object], dtype: torch.dtype, n_seqs: int, context: int) -> None:
+    def __init__(self, config: dict[str, object], dtype: torch.dtype, n_seqs: int, context: int, new: int) -> None:
         self.model = build_model(config, BuildContext(select_ops("cpu", dtype), dtype))
         shapes, zero = self.model.tensor_shapes(), self.model.zero_centred()
         self.model.load(DummyCheckpoint(config, shapes, seed=0, dtype=dtype, zero_centred=zero), threads=usable_cpus())
         self._groups = group_layers(self.model.cache_specs())
-        self._n_seqs, self._context = n_seqs, context
+        self._n_seqs, self._context, self._new = n_seqs, context, new
         columns = -(-context // BLOCK_TOKENS)
         views = arena_views(arena_for_tokens(self._groups, n_seqs * columns * BLOCK_TOKENS), self._groups, dtype)
         self._views = [view.normal_() for view in views]
@@ -62,19 +65,20 @@ class Step:
         self._table = (1 + torch.arange(n_seqs * columns, dtype=torch.int32)).view(n_seqs, columns)
         self._attention = select_ops("cpu", dtype).attention
         self._batch = self._planned()
-        self.recorder = Recorder(n_seqs)
-        with self.recorder.recording(n_seqs):
+        self.n_rows = n_seqs * new
+        self.recorder = Recorder(self.n_rows)
+        with self.recorder.recording(self.n_rows):
             self.run()
 
     def _planned(self) -> Batch:
-        last = self._context - 1
-        where = self._table[:, last // BLOCK_TOKENS].long() * BLOCK_TOKENS + last % BLOCK_TOKENS
+        places = torch.arange(self._context - self._new, self._context)
+        where = self._table[:, places // BLOCK_TOKENS].long() * BLOCK_TOKENS + places % BLOCK_TOKENS
         batch = Batch(
-            input_ids=torch.arange(self._n_seqs),
-            positions=torch.full((self._n_seqs,), last),
-            query_starts=torch.arange(self._n_seqs + 1),
+            input_ids=torch.arange(self._n_seqs * self._new),
+            positions=places.repeat(self._n_seqs),
+            query_starts=torch.arange(self._n_seqs + 1) * self._new,
             seq_lens=torch.full((self._n_seqs,), self._context),
-            groups=tuple(GroupBatch(self._table, where) for _ in self._groups),
+            groups=tuple(GroupBatch(self._table, where.flatten()) for _ in self._groups),
         )
         for index, (group, part) in enumerate(zip(self._groups, batch.groups, strict=True)):
             part.metadata = self._attention.plan(batch, index, group.spec)
@@ -82,7 +86,16 @@ class Step:
 
     def run(self) -> torch.Tensor:
         with torch.inference_mode():
-            return self.model.logits(self.model.forward(self._batch))
+            hidden = self.model.forward(self._batch)
+            # A prefill needs those of a few rows; all jobs of a recording have the same rows.
+            return self.model.logits(hidden) if self._new == 1 else hidden
+
+    def peak(self) -> float:
+        """Seconds of all products at the machine's matrix peak."""
+        weights = [p for p in self.model.parameters() if len(p.shape) == 2]
+        body = sum(p.numel for p in weights if p.shape[0] != self.model.vocab_size)
+        head = self.model.vocab_size * self.model.head.weight.shape[1] if self._new == 1 else 0
+        return 2 * self.n_rows * (body + head) / peak(weights[0].dtype, 1)
 
     def read(self) -> float:
         """Seconds to read all weights, and as many bytes as the keys and values are."""
@@ -113,20 +126,22 @@ def kinds(times: list[tuple[str, int]], n_layers: int) -> tuple[Counter[str], Co
     return total, jobs
 
 
-def measure(step: Step, n_seqs: int, rounds: int) -> None:
+def measure(step: Step, label: str, rounds: int) -> None:
     best: dict[str, float] = defaultdict(lambda: float("inf"))
     fastest: list[tuple[str, int]] = []
     for _ in range(rounds):
         best["read"] = min(best["read"], step.read())
+        best["peak"] = min(best["peak"], step.peak())
         best["eager"] = min(best["eager"], seconds(step.run))
-        best["replay"] = min(best["replay"], seconds(lambda: step.recorder.replay(n_seqs)))
-        times = step.recorder.replay_timed(n_seqs)
+        best["replay"] = min(best["replay"], seconds(lambda: step.recorder.replay(step.n_rows)))
+        times = step.recorder.replay_timed(step.n_rows)
         if not fastest or sum(t for _, t in times) < sum(t for _, t in fastest):
             fastest = times
     read = best["read"]
     print(
-        f"batch {n_seqs}: read {read * 1e3:.2f} ms ({(step.model.n_bytes + step.kv_bytes) / read / 1e9:.1f} GB/s)"
+        f"{label}: read {read * 1e3:.2f} ms ({(step.model.n_bytes + step.kv_bytes) / read / 1e9:.1f} GB/s)"
         f"   replay {best['replay'] * 1e3:.2f} ms, {read / best['replay']:.2f} read"
+        f"   peak {best['peak'] * 1e3:.2f} ms, {best['peak'] / best['replay']:.2f} peak"
         f"   eager {best['eager'] * 1e3:.2f} ms, {best['eager'] / best['replay']:.2f} of replay"
     )
     total, jobs = kinds(fastest, len(step.model.cache_specs()))
@@ -141,6 +156,7 @@ def main() -> None:
     parser.add_argument("--model", choices=tuple(MODELS), default="smollm2-135m")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--new", type=int, default=1, help="rows of each sequence")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--rounds", type=int, default=30)
@@ -151,7 +167,8 @@ def main() -> None:
     core.set_threads(args.threads)
     print(f"{args.model}, {args.dtype}, context {args.context}, level {core.native().level()}, {args.threads} threads")
     for n_seqs in args.batch:
-        measure(Step(MODELS[args.model], DTYPES[args.dtype], n_seqs, args.context), n_seqs, args.rounds)
+        step = Step(MODELS[args.model], DTYPES[args.dtype], n_seqs, args.context, args.new)
+        measure(step, f"batch {n_seqs}", args.rounds)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def _engine_options(
     dtype: Annotated[str | None, _engine(help="auto, float32, bfloat16 or float16.")] = None,
     quantization: Annotated[str | None, _engine(help="none, int8, int4, or gguf: the file's own blocks.")] = None,
     max_batch_size: Annotated[int | None, _engine(help="Sequences that run at once.")] = None,
-    max_num_tokens: Annotated[int | None, _engine(help="Rows of one step.")] = None,
+    max_num_tokens: Annotated[int | None, _engine(help="Rows of one step (512).")] = None,
     max_seq_len: Annotated[int | None, _engine(help="Prompt and output together.")] = None,
     kv_tokens: Annotated[int | None, _engine(help="Tokens the KV cache holds.")] = None,
     threads: Annotated[int | None, _engine(help="Compute threads.")] = None,

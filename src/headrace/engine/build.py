@@ -105,7 +105,7 @@ def _assemble(
     policies = args.scheduler_config
     options = SchedulerOptions(
         max_batch_size=args.max_batch_size,
-        max_num_tokens=args.max_num_tokens,
+        max_num_tokens=args.rows_of_step(whole_prompts=capacity.reads_whole_prompts),
         max_seq_len=capacity.max_seq_len,
         chunked_prefill=args.enable_chunked_prefill and not capacity.reads_whole_prompts,
         whole_prompts=capacity.reads_whole_prompts,

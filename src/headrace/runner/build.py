@@ -77,8 +77,9 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         dtype = _dtype(args.dtype, sources[0].config)
         kv_dtype = dtype if args.kv_cache_config.dtype == "auto" else _DTYPES[args.kv_cache_config.dtype]
         ops = _operators(device, dtype, kv_dtype, threads)
-        max_drafts = 0 if args.speculative_config is None else args.speculative_config.max_draft_len
-        draft_rows = min(args.max_num_tokens, args.max_batch_size * max_drafts)
+        max_drafts = args.max_drafts
+        most_rows = args.rows_of_step(whole_prompts=False)
+        draft_rows = min(most_rows, args.max_batch_size * max_drafts)
         algorithm = None if args.quant_config is None else args.quant_config.quant_algo
         ctx = BuildContext(
             ops, dtype, device, max_seq_len=args.max_seq_len, kv_dtype=kv_dtype, max_draft_rows=draft_rows
@@ -105,7 +106,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         views = arena_views(layout, groups, kv_dtype)
         _bind(models, groups, views)
         sampler_type, sampler = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
-        sizes = _graph_sizes(args, ops, min(args.max_num_tokens, args.max_batch_size * (1 + max_drafts)))
+        sizes = _graph_sizes(args, ops, min(most_rows, args.max_batch_size * (1 + max_drafts)))
         exact = args.cuda_graph_config is not None and not args.cuda_graph_config.enable_padding
         graphs = [StepGraphs(one, ops, groups, sizes, exact=exact) if sizes else NoGraphs() for one in models]
         drafter: Drafter = NO_DRAFTER
