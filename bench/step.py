@@ -2,11 +2,11 @@
 
     python bench/step.py [--model smollm2-135m] [--batch 1 8] [--context 256] [--new 1] [--rounds 30]
 
-Random weights in the shape of a model. ``--new`` rows of each sequence are computed, the last of its context: with all
-of them the step is a prefill. ``read`` is the time of reading the step's weights and keys and values once, ``peak`` that
-of its products at the machine's matrix peak; ``replay`` a recorded step; ``eager`` the same calls out of Python. All are
-taken in the same rounds and the best of each counts. Then, out of the fastest timed replay, the time of each kind of
-job; products go by their place in a layer.
+Random weights in the shape of a model. ``--new`` rows of each sequence are computed, the last of its context: with
+all of them the step is a prefill. ``read`` is the time of reading the step's weights and keys and values once, ``peak``
+that of its products at the machine's matrix peak; ``replay`` a recorded step; ``eager`` the same calls out of Python.
+All are taken in the same rounds and the best of each counts. Then, out of the fastest timed replay, the time of each
+kind of job; products go by their place in a layer.
 """
 
 from __future__ import annotations
