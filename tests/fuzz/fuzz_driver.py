@@ -55,6 +55,21 @@ def random_config(rng: random.Random) -> RigConfig:
     )
 
 
+def random_beams(rng: random.Random, n_slots: int) -> dict[str, object]:
+    """Options of beam search; once in a while more beams than there are slots."""
+    width = rng.randint(1, min(4, n_slots) + (rng.random() < 0.05))
+    options: dict[str, object] = {
+        "use_beam_search": True,
+        "n": rng.randint(1, width),
+        "early_stopping": rng.choice((None, 0, 1, 2)),
+        "length_penalty": rng.choice((None, 1.0, -0.5)),
+        "beam_search_diversity_rate": rng.choice((None, None, 0.6, -0.3)),
+    }
+    if rng.random() < 0.3:
+        return options | {"beam_width_array": (*(rng.randint(1, width) for _ in range(rng.randint(0, 3))), width)}
+    return options | {"best_of": width}
+
+
 class FuzzRig(Rig):
     """A rig with a library of prompts that share beginnings, and random acts."""
 
@@ -82,14 +97,14 @@ class FuzzRig(Rig):
             self.submit(self.random_prompt(), 1, pooling=pooling, cache_salt=rng.choice((None, None, "other")))
             return
         n = rng.choice((1, 1, 1, 3))
+        beams = random_beams(rng, self.config.scheduler.max_batch_size) if rng.random() < 0.08 else {}
         now = self.clock.now()
         prompt = self.random_prompt()
         room = max(1, self.config.scheduler.max_seq_len - len(prompt))
         self.submit(
             prompt,
             None if self._outgrows else rng.choice((1, min(5, room), min(20, room), room, None)),
-            n=n,
-            temperature=1.0 if n > 1 else rng.choice((None, 1.0)),
+            **(beams or {"n": n, "temperature": 1.0 if n > 1 else rng.choice((None, 1.0))}),
             logprobs=rng.choice((None, 0)),
             prompt_logprobs=rng.choice((None, None, None, 0)),
             stop_token_ids=None if self._outgrows else rng.choice((None, (STOP,))),
@@ -115,7 +130,8 @@ class FuzzRig(Rig):
     def act_finish(self) -> None:
         if self.requests:
             request = self._some_request()
-            self.finish(request, self.rng.randrange(request.n))
+            if not request.sampling.use_beam_search:  # nobody sees a beam's text before it has ended
+                self.finish(request, self.rng.randrange(request.n))
 
     def act_wait(self) -> None:
         self.clock.advance(self.rng.random() * 0.05)
@@ -135,7 +151,10 @@ class FuzzRig(Rig):
         self.check_end()
         options = self.config.scheduler
         counters = self.scheduler.counters()
-        one_size = len(set(self.manager.pool.per_sector)) == 1
+        # Beams that do not fit together take turns; nobody else is held up by that for ever.
+        one_size = len(set(self.manager.pool.per_sector)) == 1 and not any(
+            request.sampling.use_beam_search for request in self.requests.values()
+        )
         if options.capacity_policy != "MAX_UTILIZATION" and one_size:
             assert counters["preemptions"] == 0
         # Otherwise a copy's source or scattered blocks may leave no way but to start over.

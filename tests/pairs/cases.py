@@ -34,7 +34,10 @@ SEEING = ("mllama",)
 STATEFUL = ("nemotron-h", "qwen3-next")
 """Families with recurrent layers."""
 TOUCHING_STATES = frozenset(
-    ("batching", "chunked_prefill", "kv_reuse", "preemption", "overlap", "graph", "ngram", "n", "cancel")
+    (
+        *("batching", "chunked_prefill", "kv_reuse", "preemption", "overlap", "graph", "ngram", "n", "cancel"),
+        "beam_search",
+    )
 )
 """What has to do with where states are kept and when they move on: pairs of these are in every slow run on those
 families."""
@@ -57,6 +60,13 @@ TURN = int(os.environ.get("HEADRACE_TURN", time.time() // 86_400))
 
 SLOW_FAMILIES = 2
 """On how many more families the slow tier shows each pair."""
+
+QUICK_WITH = {
+    "best_of": frozenset[str](),
+    "beam_search": frozenset(("chunked_prefill", "kv_reuse", "preemption", "overlap", "graph", "ngram", "guided")),
+}
+"""Features whose pairs take a plain run of their own: the quick tier has them with these alone, the slow one has each
+of the other pairs on one family."""
 
 Tier = Literal["quick", "slow", "full"]
 
@@ -97,10 +107,15 @@ def everything(family: str, turn: int) -> tuple[str, ...]:
     return tuple(name for name in names if name in chosen or name not in rivals)
 
 
+def is_for_quick(pair: tuple[str, ...]) -> bool:
+    """False for pairs that are left to the slow tier."""
+    return all(one in QUICK_WITH.get(other, (one,)) for one, other in itertools.permutations(pair))
+
+
 def _quick() -> Iterator[tuple[tuple[str, ...], str]]:
     """Every pair on one family: the one that its features are newest to, of those with the fewest pairs."""
     met: dict[str, Counter[str]] = {family: Counter() for family in FAMILIES}
-    for pair in PAIRS:
+    for pair in filter(is_for_quick, PAIRS):
         can = [family for family in FAMILIES if pair in pairs_on(family)]
         family = min(can, key=lambda one: (sum(met[one][name] > 0 for name in pair), met[one].total()))
         met[family].update(pair)
@@ -123,9 +138,9 @@ class Case:
 def all_cases(turn: int = TURN) -> list[Case]:
     """Every feature alone, every pair, and everything at once, on every family.
 
-    Quick are everything at once on every family, and each pair on one, so that every family sees every feature in
-    company. Slow are every feature alone, and each pair on a few more families. A family's cases stand together: they
-    share its plain runs.
+    Quick are everything at once on every family, and each pair but those of ``QUICK_WITH`` on one, so that every
+    family sees every feature in company. Slow are every feature alone, and each pair on a few more families. A
+    family's cases stand together: they share its plain runs.
     """
     quick = set(_quick())
     families = (*FAMILIES, *QUANTISED)
@@ -134,7 +149,8 @@ def all_cases(turn: int = TURN) -> list[Case]:
     cases += [Case((name,), family, "slow") for family in families for name in names_on(family)]
     for index, family in enumerate(FAMILIES):
         for place, pair in enumerate(pairs_on(family)):
-            is_drawn = (index - place * SLOW_FAMILIES - turn) % len(FAMILIES) < SLOW_FAMILIES
+            width = SLOW_FAMILIES if is_for_quick(pair) else 1
+            is_drawn = (index - place * SLOW_FAMILIES - turn) % len(FAMILIES) < width
             is_drawn |= family in STATEFUL and set(pair) <= TOUCHING_STATES
             tier: Tier = "quick" if (pair, family) in quick else "slow" if is_drawn else "full"
             cases.append(Case(pair, family, tier))

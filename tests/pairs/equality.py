@@ -37,6 +37,8 @@ def assert_equal(got: Finished, plain: Finished, tolerance: float = REFERENCE_TO
             assert one.token_ids == other.token_ids, place
             assert one.text == other.text, place
             assert (one.finish_reason, one.stop_reason) == (other.finish_reason, other.stop_reason), place
+            if got.is_exact and one.cumulative_logprob is not None:
+                assert one.cumulative_logprob == other.cumulative_logprob, place
             _assert_close(one.logprobs, other.logprobs, tolerance, place)
             _assert_close(one.prompt_logprobs[1:], other.prompt_logprobs[1:], tolerance, place)
     for index, (mine, reference) in enumerate(zip(got.encoded, plain.encoded, strict=bool(got.encoded))):

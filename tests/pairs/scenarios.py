@@ -72,6 +72,12 @@ class Scenario:
     strangers: bool = False
     """Requests that are cancelled while they run, and while they wait."""
     priorities: bool = False
+    beams: bool = False
+    """Requests that draw nothing look for the likeliest outputs, by three beams."""
+    best_of: int | None = None
+    """Of the requests that draw."""
+    one_by_one: bool = False
+    """A request is sent when the one before it has ended."""
     encodes: bool = False
     """Every prompt is encoded as well, beside its own continuation."""
     tight: bool = False
@@ -140,6 +146,15 @@ def _user_drafter(s: Scenario) -> None:
 
 def _n(s: Scenario) -> None:
     s.n = 2
+
+
+def _best_of(s: Scenario) -> None:
+    s.best_of = 3
+
+
+def _beam_search(s: Scenario) -> None:
+    s.beams = True
+    s.args["max_batch_size"] = max(4, s.args.get("max_batch_size", 1))
 
 
 def _cancel(s: Scenario) -> None:
@@ -221,6 +236,8 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "draft_model": _draft_model,
     "user_drafter": _user_drafter,
     "n": _n,
+    "best_of": _best_of,
+    "beam_search": _beam_search,
     "cancel": _cancel,
     "priority": _priority,
     "logprobs": _logprobs,
@@ -238,7 +255,7 @@ def changes_output(name: str) -> bool:
     """Whether the plain run must have the feature's options as well."""
     scenario = Scenario()
     TURN_ON[name](scenario)
-    return bool(scenario.shaping)
+    return bool(scenario.shaping or scenario.beams or scenario.best_of)
 
 
 def with_features(names: Iterable[str]) -> Scenario:
@@ -288,6 +305,7 @@ def reference(names: Iterable[str]) -> Scenario:
     encoded prompts so that everything is there."""
     scenario = with_features(name for name in names if changes_output(name))
     scenario.n = 2
+    scenario.one_by_one = True
     scenario.encodes = True
     scenario.watching = {"logprobs": 2, "prompt_logprobs": 1}
     return scenario
@@ -312,14 +330,12 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
     args = scenario.args | _drafting(scenario, model, work, plain)
     with LLM(model, dtype="float32", num_threads=1, kv_cache_config=cache, **args) as llm:
         strangers = _start_strangers(llm, work) if scenario.strangers else []
-        requests = [
-            llm.generate_async(
-                work.given(index),
-                _sampling(scenario, work, index),
-                priority=(index % 5) / 4 if scenario.priorities else 0.5,
-            )
-            for index in range(len(work.prompts))
-        ]
+        requests = []
+        for index in range(len(work.prompts)):
+            priority = (index % 5) / 4 if scenario.priorities else 0.5
+            requests.append(llm.generate_async(work.given(index), _sampling(scenario, work, index), priority=priority))
+            if scenario.one_by_one:
+                requests[-1].result(timeout=120)
         encoding = [
             llm.encode_async(work.given(index), PoolingParams(pooling_type=_POOLING[index % len(_POOLING)]))
             for index in range(len(work.prompts) if scenario.encodes else 0)
@@ -336,6 +352,8 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
 
 
 _POOLING = ("last", "mean", "all")
+_ABOUT_DRAWING = ("top_p_decay", "top_p_min", "stop")
+"""What does not go with beams: the other half of the requests has it."""
 
 
 def _drafting(scenario: Scenario, model: Path | str, work: Work, plain: Finished | None) -> dict[str, Any]:
@@ -371,7 +389,11 @@ def _sampling(scenario: Scenario, work: Work, index: int) -> SamplingParams:
     if scenario.watches_prompt and index % 4 < 2:
         options["prompt_logprobs"] = 1
     if index % 2:
-        options |= {"temperature": 0.9, "seed": 1000 + index, "n": scenario.n}
+        options |= {"temperature": 0.9, "seed": 1000 + index, "n": scenario.n, "best_of": scenario.best_of}
+    elif scenario.beams:
+        options = {name: value for name, value in options.items() if name not in _ABOUT_DRAWING}
+        options |= {"use_beam_search": True, "best_of": 3, "n": 2, "length_penalty": 0.5}
+        options |= {"early_stopping": index % 3, "beam_search_diversity_rate": 0.3 if index % 4 else None}
     return SamplingParams(**options)
 
 

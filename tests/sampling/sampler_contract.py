@@ -60,6 +60,7 @@ def slot_init(slot: int, sampling: SamplingParams, n_prompt: int = 3, seed: int 
         stop_ids=stops,
         eos_ids=frozenset({EOS}),
         max_length=1000,
+        n_candidates=sampling.beam_width + len(stops) if sampling.use_beam_search else 0,
     )
 
 
@@ -111,14 +112,20 @@ def maybe(values: st.SearchStrategy) -> st.SearchStrategy:
 @st.composite
 def params(draw: st.DrawFn) -> SamplingParams:
     """Any mix of options; each is often absent."""
+    if draw(st.integers(0, 5)) == 0:
+        drawing = {"use_beam_search": True, "best_of": draw(st.sampled_from([1, 2, 5, 30]))}
+    else:
+        drawing = {
+            "top_k": draw(maybe(st.sampled_from([0, 1, 2, 5, VOCAB, 1000]))),
+            "top_p": draw(maybe(st.sampled_from([1e-9, 0.3, 0.9, 0.999, 1.0]))),
+            "top_p_decay": draw(maybe(st.sampled_from([0.5, 0.9, 1.0]))),
+            "top_p_min": draw(maybe(st.sampled_from([1e-6, 0.4, 1.0]))),
+            "min_p": draw(maybe(st.sampled_from([0.0, 0.02, 0.5, 1.0]))),
+        }
     return sampling_params(
+        **drawing,
         temperature=draw(maybe(st.sampled_from([0.0, 1e-40, 0.3, 1.0, 1.7, 50.0]))),
-        top_k=draw(maybe(st.sampled_from([0, 1, 2, 5, VOCAB, 1000]))),
-        top_p=draw(maybe(st.sampled_from([1e-9, 0.3, 0.9, 0.999, 1.0]))),
-        top_p_decay=draw(maybe(st.sampled_from([0.5, 0.9, 1.0]))),
-        top_p_min=draw(maybe(st.sampled_from([1e-6, 0.4, 1.0]))),
         no_repeat_ngram_size=draw(maybe(st.integers(0, 4))),
-        min_p=draw(maybe(st.sampled_from([0.0, 0.02, 0.5, 1.0]))),
         repetition_penalty=draw(maybe(st.sampled_from([0.5, 1.0, 1.3]))),
         presence_penalty=draw(maybe(st.sampled_from([-1.0, 0.0, 0.7]))),
         frequency_penalty=draw(maybe(st.sampled_from([-0.3, 0.0, 0.4]))),

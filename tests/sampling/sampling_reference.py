@@ -78,19 +78,23 @@ def sample(init: SlotInit, history: list[int], logits: np.ndarray, allowed: froz
     temperature = 1.0 if greedy or sampling.temperature is None else sampling.temperature
     with np.errstate(over="ignore"):
         y = (x - F32(top)) / np.maximum(F32(temperature), np.finfo(F32).tiny)
+    draws = not greedy and not init.n_candidates
     order = np.lexsort((np.arange(len(y)), -y))
     kept = [token for token in order.tolist() if y[token] > -np.inf]
     masses = mass(y)
-    if not greedy:
+    if draws:
         kept = _filter(sampling, kept, masses, top_p(init, history))
     token = int(np.flatnonzero(x == top)[0])
-    if not greedy:
+    if draws:
         waits = [
             (-log((2 * noise(init.seed, init.output_index, position, t) + 1) * 2.0**-33) / float(masses[t]), t)
             for t in kept
             if masses[t] > 0
         ]
         token = min(waits)[1]
+    if init.n_candidates:
+        n_top = max(init.n_candidates, sampling.logprobs or 0)
+        return Row(token, _entry(y, 0.0, int(masses.sum()), kept, token, n_top))
     if sampling.logprobs is None:
         return Row(token)
     if sampling.logprobs_mode == "raw":

@@ -31,12 +31,15 @@ def options(generator: np.random.Generator, vocab_size: int) -> SamplingParams:
             fields[name] = values[generator.integers(len(values))]
 
     maybe("temperature", [0.0, 1e-40, 0.3, 1.0, 1.7, 50.0])
-    maybe("top_k", [0, 1, 2, 5, 40, 300, vocab_size // 2, vocab_size])
-    maybe("top_p", [1e-9, 0.3, 0.9, 0.95, 0.999, 1.0 - 2.0**-53, 1.0])
-    maybe("top_p_decay", [0.5, 0.9, 1.0], 0.3)
-    maybe("top_p_min", [1e-6, 0.4, 1.0], 0.2)
+    if generator.random() < 0.15:
+        fields |= {"use_beam_search": True, "best_of": int(generator.choice([1, 4, 30]))}
+    else:
+        maybe("top_k", [0, 1, 2, 5, 40, 300, vocab_size // 2, vocab_size])
+        maybe("top_p", [1e-9, 0.3, 0.9, 0.95, 0.999, 1.0 - 2.0**-53, 1.0])
+        maybe("top_p_decay", [0.5, 0.9, 1.0], 0.3)
+        maybe("top_p_min", [1e-6, 0.4, 1.0], 0.2)
+        maybe("min_p", [0.0, 1e-13, 0.02, 0.5, 1.0], 0.3)
     maybe("no_repeat_ngram_size", [1, 2, 3, 5], 0.3)
-    maybe("min_p", [0.0, 1e-13, 0.02, 0.5, 1.0], 0.3)
     maybe("repetition_penalty", [0.5, 1.0, 1.3])
     maybe("presence_penalty", [-1.0, 0.7])
     maybe("frequency_penalty", [-0.3, 0.4])

@@ -8,6 +8,8 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
+from plain_beams import plain_beams
+
 from headrace.cache.arena import arena_for_tokens
 from headrace.cache.groups import group_layers
 from headrace.cache.manager import CacheManager, CacheOptions
@@ -125,6 +127,7 @@ class Rig:
         self.plans: list[StepPlan] = []
         self.keep_plans = False
         self._plain: dict[tuple[int, int], PlainRun] = {}
+        self._plain_beams: dict[int, list] = {}
 
     def _proposer(self, name: str) -> Proposer:
         if name == "ngram":
@@ -182,7 +185,8 @@ class Rig:
 
     def drain(self, max_steps: int | None = None) -> int:
         """Runs until nobody is left; the number of steps. Fails if that takes longer than it may."""
-        todo = sum(seq.max_length for seq in self._sequences())
+        # Beams that do not fit into the cache together are computed again now and again.
+        todo = sum(seq.max_length * max(1, 3 * seq.request.sampling.beam_width) for seq in self._sequences())
         limit = 100 + 6 * todo if max_steps is None else max_steps
         steps = 0
         while self.scheduler.n_unfinished or self.in_flight:
@@ -201,13 +205,32 @@ class Rig:
         """The same request alone, without blocks, chunks, drafts or neighbours."""
         key = (request.request_id, index)
         if key not in self._plain:
-            n_prompt, max_length = len(request.prompt_token_ids), self.scheduler.admission.max_length(request)
-            init = SlotInit(
-                0, 0, request.prompt_token_ids, n_prompt, 0, request.sampling, request.seed, index,
-                request.stop_ids, request.eos_ids, max_length, request.pooling,
-            )  # fmt: skip
-            self._plain[key] = plain_run(self.executor.model, init)
+            self._plain[key] = plain_run(self.executor.model, self._plain_init(request, index))
         return self._plain[key]
+
+    def _plain_init(self, request: Request, index: int) -> SlotInit:
+        n_prompt, max_length = len(request.prompt_token_ids), self.scheduler.admission.max_length(request)
+        return SlotInit(
+            0, 0, request.prompt_token_ids, n_prompt, 0, request.sampling, request.seed, index,
+            request.stop_ids, request.eos_ids, max_length, request.pooling, n_candidates=self.config.vocab_size,
+        )  # fmt: skip
+
+    def _check_beams(self, request: Request, index: int) -> None:
+        """One of the outputs of beam search: that of the plainest search, or the best there was when it was cut."""
+        output = self.outputs[request.request_id, index]
+        if output.finish in (FinishReason.CANCELLED, FinishReason.TIMEOUT):
+            return
+        if request.request_id not in self._plain_beams:
+            init = self._plain_init(request, index)
+            self._plain_beams[request.request_id] = plain_beams(self.executor.model, request, init)
+        tokens, total, logprobs, finish = self._plain_beams[request.request_id][index]
+        assert tuple(output.tokens) == tokens, f"{request.request_id}.{index} differs from the plain search"
+        assert output.last is not None
+        assert (output.last.cumulative_logprob, output.finish) == (total, finish)
+        assert tuple(output.logprobs) == (logprobs if request.sampling.logprobs is not None else ())
+        m = len(output.prompt_logprobs)
+        assert m == (0 if request.sampling.prompt_logprobs is None else len(request.prompt_token_ids) - 1)
+        assert tuple(output.prompt_logprobs) == self.plain(request, index).prompt_logprobs[:m]
 
     def check_output(self, request: Request, index: int) -> None:
         """A finished output is the plain run's; one cut short is the beginning of it."""
@@ -216,6 +239,9 @@ class Rig:
         assert output.finish is not None, f"{request} has not ended"
         if output.finish is FinishReason.ERROR:
             assert isinstance(output.last.error, RequestError)
+            return
+        if request.sampling.use_beam_search:
+            self._check_beams(request, index)
             return
         plain = self.plain(request, index)
         if request.pooling is not None:
@@ -280,7 +306,8 @@ class Rig:
         return any(seq.seq_id == seq_id and seq.n_preempted for seq in self._sequences())
 
     def _check_preemptions(self, before: dict) -> None:
-        """Nobody is preempted for somebody of lower standing: whoever still runs stands higher than one that went."""
-        gone = [seq.standing for seq, count in before.items() if seq.n_preempted > count]
-        running = [seq.standing for seq in self.scheduler._residents]
+        """Nobody is preempted for somebody of lower standing: whoever still runs stands higher than one that went.
+        Beams of one request stand alike."""
+        gone = [seq.standing[:3] for seq, count in before.items() if seq.n_preempted > count]
+        running = [seq.standing[:3] for seq in self.scheduler._residents]
         assert not gone or not running or min(running) <= min(gone)

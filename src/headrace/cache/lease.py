@@ -29,6 +29,7 @@ class BlockLease:
         "media",
         "n_blocks",
         "n_indexed",
+        "n_shared",
         "node",
         "pending",
         "retired",
@@ -46,6 +47,8 @@ class BlockLease:
         self.node: Node | None = None
         """The index entry of the last block that is known to the index; the next block becomes its child."""
         self.n_indexed = 0
+        self.n_shared = 0
+        """Leading blocks, all written, that beams of the same request may hold too."""
         self.pending: bytes | None = None
         """Key of the block that this sequence computes next, if others may wait for it."""
         self.media: CrossEntry | None = None

@@ -196,6 +196,38 @@ class CacheManager:
     def _copies(sources: Sequence[int], targets: Sequence[int]) -> tuple[BlockCopy, ...]:
         return tuple(BlockCopy(group, *pair) for group, pair in enumerate(zip(sources, targets, strict=True)))
 
+    def fork(self, slot: int, parent: BlockLease, computed: int) -> Placement | None:
+        """Blocks for a sequence that goes on where ``parent``'s is, ``computed`` tokens on: it shares those that are
+        written and has a copy of the one that is not full. None if there is no memory for the copy."""
+        n_whole, has_tail = divmod(computed, BLOCK_TOKENS)
+        count = self._with_media([int(has_tail > 0)] * self._n_token_groups)
+        if not self.pool.fits(count):
+            return None
+        parent.n_shared = max(parent.n_shared, n_whole)
+        new = self._take(count)[: self._n_token_groups]
+        held = []
+        for group, row in enumerate(new):
+            shared = list(parent.blocks[group])[: max(0, n_whole - parent.first[group])]
+            for block in shared:
+                self._pin(group, block)
+            held.append(deque(shared + row))
+        lease = self._register(BlockLease(parent.identity, list(parent.first), held, blocks_of(computed)))
+        lease.node, lease.n_indexed, lease.n_shared = parent.node, parent.n_indexed, n_whole
+        lease.has_twins, lease.media = parent.has_twins, parent.media
+        updates = tuple(
+            BlockUpdate(slot, group, 0, (NULL_BLOCK,) * lease.first[group] + tuple(row))
+            for group, row in enumerate(held)
+        )
+        copies = tuple(
+            BlockCopy(group, parent.block_at(group, n_whole), block, from_running=True)
+            for group, row in enumerate(new)
+            for block in row
+        )
+        if lease.media is not None:
+            self.cross.pin(lease.media)
+            updates += tuple(BlockUpdate(slot, group, 0, row) for group, row in lease.media.blocks.items())
+        return Placement(lease, updates, copies, None, encodes=False)
+
     def grow(self, slot: int, lease: BlockLease, end: int) -> list[BlockUpdate]:
         """Blocks up to position ``end``. Ask ``rows_that_fit`` first."""
         count = blocks_of(end) - lease.n_blocks
@@ -367,9 +399,15 @@ class CacheManager:
         self.cross.check()
 
     def _check_hands(self) -> None:
-        """A block that is not in the index is one sequence's own: two pins would be two writers."""
+        """A block that is not in the index is one sequence's own: two pins would be two writers. Beams share what is
+        written."""
+        shared: Counter[tuple[int, int]] = Counter()
+        for lease in self._leases:
+            shared.update(self.cross.blocks(lease.media))
+            for group, row in enumerate(lease.blocks):
+                shared.update((group, block) for block in list(row)[: max(0, lease.n_shared - lease.first[group])])
         for group, pins in enumerate(self.pool.pins):
             cached = self.pool.cached[group]
             for block, count in enumerate(pins):
-                if count > 1 and not cached[block]:
+                if count > 1 and not cached[block] and shared[group, block] < count:
                     raise IntegrityError(f"block {block} of group {group} is in {count} hands and not in the index")

@@ -34,7 +34,6 @@ class Absent:
 FLAGS = (
     Absent("--backend", "there is one backend; leave it out", ("pytorch",)),
     Absent("--custom-tokenizer", "no code is loaded from outside; --tokenizer takes a folder or a hub id"),
-    Absent("--max-beam-width", f"beam search is {_LATER}; n gives several outputs", ("1",)),
     Absent("--tp-size", _RANKS, ("1",)),
     Absent("--pp-size", _RANKS, ("1",)),
     Absent("--cp-size", _RANKS, ("1",)),

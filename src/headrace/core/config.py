@@ -120,6 +120,8 @@ class LlmArgs(Config):
     """Sequences that run at once."""
     max_num_tokens: Positive | None = None
     """Rows of one step at most; None: see ``rows_of_step``."""
+    max_beam_width: Positive | None = None
+    """Most beams of a request; None: as many as max_batch_size."""
     max_seq_len: Positive | None = None
     """Prompt + output; None: what the model was made for."""
     max_input_len: Positive | None = None

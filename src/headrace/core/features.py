@@ -122,6 +122,8 @@ FEATURES: tuple[Feature, ...] = (
         excludes=_one_proposer("ngram", "suffix", "draft_model"),
     ),
     Feature("n", "Several outputs of one prompt", "SamplingParams(n)", "forked_outputs"),
+    Feature("best_of", "The best of several outputs", "SamplingParams(best_of)", "outputs_compared"),
+    Feature("beam_search", "Beam search", "SamplingParams(use_beam_search, best_of)", "beam_forks"),
     Feature("cancel", "Cancel in every state", "RequestOutput.abort()", "cancelled"),
     Feature("priority", "Priorities", "generate_async(priority)", "prioritised"),
     Feature("logprobs", "Logprobs of outputs", "SamplingParams(logprobs)", "logprob_rows"),
@@ -153,7 +155,6 @@ MISSING_ARGS: tuple[Missing, ...] = (
     Missing("cache_transceiver_config", f"disaggregated serving is {_LATER}"),
     Missing("enable_lora", f"LoRA is {_LATER}", (None, False)),
     Missing("lora_config", f"LoRA is {_LATER}"),
-    Missing("max_beam_width", f"beam search is {_LATER}", (None, 1)),
     Missing("sparse_attention_config", f"sparse attention is {_LATER}"),
     Missing("kv_connector_config", f"KV connectors are {_LATER}"),
     Missing("mm_encoder_only", f"multimodal models are {_LATER}", (None, False)),
@@ -179,11 +180,6 @@ MISSING_ARGS: tuple[Missing, ...] = (
 )
 
 MISSING_SAMPLING: tuple[Missing, ...] = (
-    Missing("use_beam_search", f"beam search is {_LATER}", (False, None)),
-    Missing("beam_search_diversity_rate", f"beam search is {_LATER}"),
-    Missing("beam_width_array", f"beam search is {_LATER}"),
-    Missing("length_penalty", f"beam search is {_LATER}"),
-    Missing("early_stopping", f"beam search is {_LATER}"),
     Missing("return_context_logits", f"raw logits are {_LATER}; prompt_logprobs gives log probabilities", (False,)),
     Missing("return_generation_logits", f"raw logits are {_LATER}; logprobs gives log probabilities", (False,)),
     Missing("return_encoder_output", f"encoder-decoder models are {_LATER}", (False,)),
@@ -224,8 +220,3 @@ def refuse_missing_sampling(params: Any) -> None:
         value = getattr(params, row.option)
         if value not in row.neutral:
             raise RequestError(f"SamplingParams.{row.option}={value!r}: {row.reason}", param=row.option)
-    if params.best_of is not None and params.best_of > params.n:
-        raise RequestError(
-            f"SamplingParams.best_of={params.best_of} above n={params.n} is {_LATER}; set n alone",
-            param="best_of",
-        )

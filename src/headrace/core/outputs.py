@@ -61,6 +61,8 @@ class SequenceUpdate(msgspec.Struct, frozen=True, array_like=True):
     n_accepted: int = 0
     pooled: Pooled | None = None
     """Comes with the finish of a request that was encoded."""
+    cumulative_logprob: float | None = None
+    """Comes with the finish of a beam: the sum of the logprobs that it was compared by."""
 
 
 @dataclass(slots=True)

@@ -116,6 +116,16 @@ class SlotInit:
     """Of the prompt, in order of position."""
     encodes: bool = False
     """The keys and values of the media are to be made, and written to the slot's blocks for them."""
+    n_candidates: int = 0
+    """Of a beam: how many ways to go on its sampled rows give, at most. 0: they give a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotAppend:
+    """The next token of a beam that goes on in its slot: which one was chosen among the candidates of all beams."""
+
+    slot: int
+    token: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +145,17 @@ class BlockCopy:
     group: int
     src: int
     dst: int
+    from_running: bool = False
+    """The source belongs to a beam that goes on writing it, in this step at the earliest."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. The worker obeys the fields in this order: inits, block_updates, copies, works."""
+    """One step. The worker obeys the fields in this order: appends, inits, block_updates, copies, works."""
 
     step: int
     works: tuple[SeqWork, ...]
+    appends: tuple[SlotAppend, ...] = ()
     inits: tuple[SlotInit, ...] = ()
     block_updates: tuple[BlockUpdate, ...] = ()
     copies: tuple[BlockCopy, ...] = ()
@@ -164,6 +177,16 @@ class TokenLogprobs:
     rank: int
     top_ids: tuple[int, ...] = ()
     top_logprobs: tuple[float, ...] = ()
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One way in which a beam may go on."""
+
+    token: int
+    logprob: float
+    """After penalties, masks and temperature: what beams are compared by."""
+    shown: TokenLogprobs | None = None
+    """What its request gets to see of the token, if it asked for logprobs."""
 
 
 class SeqResult(msgspec.Struct, frozen=True):
@@ -188,6 +211,8 @@ class SeqResult(msgspec.Struct, frozen=True):
     """The token id that stopped it, if it was in ``stop_token_ids`` rather than an end-of-sequence id."""
     pooled: Pooled | None = None
     """Comes with the finish of a pooled sequence."""
+    candidates: tuple[Candidate, ...] = ()
+    """Of a beam, in place of ``tokens``: the likeliest first, ties to the lower id."""
     error: str | None = None
     """Something that came with this request failed in the worker; only this sequence ends."""
 

@@ -43,7 +43,9 @@ class Request:
 
     @property
     def n(self) -> int:
-        return self.sampling.n
+        """Sequences that come back to the front: of beams the best, otherwise all that are drawn."""
+        sampling = self.sampling
+        return sampling.n if sampling.use_beam_search else max(sampling.n, sampling.best_of or 1)
 
     @property
     def stop_ids(self) -> frozenset[int]:

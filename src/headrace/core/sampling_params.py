@@ -15,6 +15,7 @@ _F32_MAX = 3.4028234663852886e38
 
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 TokenIds = tuple[int, ...]
+Width = Annotated[int, Field(ge=1, le=1024)]
 
 
 class SamplingParams(BaseModel):
@@ -83,7 +84,19 @@ class SamplingParams(BaseModel):
 
     # Several outputs.
     n: Annotated[int, Field(ge=1, le=1024)] = 1
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Outputs that are drawn; the n of highest cumulative logprob come back. With beam search: the beams."""
+    use_beam_search: bool = False
+    """Looks for the likeliest outputs, best_of beams at a time, in place of drawing."""
+    beam_width_array: Annotated[tuple[Width, ...], Field(min_length=1, max_length=1024)] | None = None
+    """Beams after the first token, the second, ...; the last holds for all that follow."""
+    beam_search_diversity_rate: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    """Times the rank of a beam (0: the best), added to the sum of its children where children compete."""
+    length_penalty: Annotated[float, Field(ge=-50.0, le=50.0)] | None = None
+    """Outputs are compared by the sum of their logprobs over their length to the power of this; None: 0."""
+    early_stopping: int | None = None
+    """1 or None: stop when best_of outputs have ended; 0: when no beam, at its length now, is better than the worst of
+    them; another number: when none can become better."""
 
     # What comes back.
     logprobs: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
@@ -103,11 +116,6 @@ class SamplingParams(BaseModel):
     spaces_between_special_tokens: bool = True
 
     # Known to the API, not in this version: refused by name when set (see core/features.py).
-    use_beam_search: bool = False
-    beam_search_diversity_rate: float | None = None
-    beam_width_array: tuple[int, ...] | None = None
-    length_penalty: float | None = None
-    early_stopping: int | None = None
     return_context_logits: bool = False
     return_generation_logits: bool = False
     return_encoder_output: bool = False
@@ -172,8 +180,11 @@ class SamplingParams(BaseModel):
     def _consistent(self) -> Self:
         if self.best_of is not None and self.best_of < self.n:
             raise ValueError(f"best_of={self.best_of} is below n={self.n}; set best_of to at least n")
-        if self.n > 1 and self.is_greedy and not self.use_beam_search:
-            raise ValueError(f"n={self.n} greedy outputs would all be equal; set temperature above 0, or n=1")
+        if self.is_greedy and not self.use_beam_search and max(self.n, self.best_of or 1) > 1:
+            raise ValueError(
+                f"n={self.n}, best_of={self.best_of}: greedy outputs would all be equal; set temperature above 0, set"
+                " use_beam_search, or ask for one"
+            )
         if self.stop and not self.detokenize:
             raise ValueError("stop texts are looked for in the text: leave detokenize on, or give stop_token_ids")
         if self.min_tokens and self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -181,6 +192,37 @@ class SamplingParams(BaseModel):
         if self.top_p_reset_ids is not None and self.top_p_decay is None and self.top_p_min is None:
             raise ValueError("top_p_reset_ids goes with top_p_decay; without it there is nothing to set back")
         return self
+
+    @model_validator(mode="after")
+    def _beams_consistent(self) -> Self:
+        if not self.use_beam_search:
+            for name in ("beam_width_array", "beam_search_diversity_rate", "length_penalty", "early_stopping"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} goes with use_beam_search=True; without it, leave {name} out")
+            return self
+        if self.beam_width_array and self.best_of not in (None, max(self.beam_width_array)):
+            raise ValueError(
+                f"best_of={self.best_of} is not the largest of beam_width_array={self.beam_width_array}; leave it out"
+            )
+        if self.best_of is None and self.beam_width_array is None and self.n == 1:
+            raise ValueError("use_beam_search=True: set best_of to the number of beams")
+        if self.beam_width < self.n:
+            raise ValueError(f"n={self.n} outputs of {self.beam_width} beams; set best_of to at least n")
+        neutral = {"top_k": (None, 0), "top_p": (None, 1.0), "min_p": (None, 0.0), "top_p_decay": (None,)}
+        neutral |= {"top_p_min": (None,)}
+        for name, values in neutral.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is about drawing, and beam search draws nothing; leave {name} out")
+        if self.stop:
+            raise ValueError("stop texts end an output that is drawn; with use_beam_search give stop_token_ids")
+        return self
+
+    @property
+    def beam_width(self) -> int:
+        """Most beams at once; 0 without beam search."""
+        if not self.use_beam_search:
+            return 0
+        return max(self.beam_width_array) if self.beam_width_array else self.best_of or self.n
 
     @property
     def is_greedy(self) -> bool:

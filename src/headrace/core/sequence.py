@@ -36,12 +36,14 @@ class Sequence:
         "in_proposer",
         "index",
         "keys",
+        "kin",
         "last_planned",
         "lease",
         "max_length",
         "media",
         "miss",
         "n_accepted",
+        "n_candidates",
         "n_drafts",
         "n_flying",
         "n_flying_rows",
@@ -57,18 +59,35 @@ class Sequence:
         "state",
         "tokens",
         "wait_length",
+        "waits_for_kin",
         "wants_prompt_logprobs",
     )
 
-    def __init__(self, seq_id: int, request: Request, index: int, max_length: int, *, drafts_wait: bool) -> None:
+    def __init__(
+        self,
+        seq_id: int,
+        request: Request,
+        index: int,
+        max_length: int,
+        *,
+        drafts_wait: bool,
+        n_candidates: int = 0,
+        kin: int | None = None,
+    ) -> None:
         self.seq_id = seq_id
+        self.kin = seq_id if kin is None else kin
+        """Beams of one request: the id of the first of them."""
+        self.n_candidates = n_candidates
+        """Of a beam: how many ways to go on its last row gives. 0: it gives a token."""
+        self.waits_for_kin = False
+        """The candidates are here, and those of the other beams are not: there is no next token yet."""
         self.request = request
         self.index = index
         self.max_length = max_length
         """Prompt and output together, at most."""
         self.drafts_wait = drafts_wait
         """True if somebody must see this sequence's tokens before the next ones are planned."""
-        self.standing = (-request.priority, request.arrival, seq_id)
+        self.standing = (-request.priority, request.arrival, self.kin, seq_id)
         """Smaller goes first: higher priority, then earlier arrival."""
         self.tokens = list(request.prompt_token_ids)
         """Prompt and confirmed output."""
@@ -135,6 +154,8 @@ class Sequence:
     @property
     def can_continue(self) -> bool:
         """True if there are rows to plan now: the prompt's, or a token whose place is sure to be within the limit."""
+        if self.waits_for_kin:
+            return False
         if not self.n_flying_samples:
             return True
         return not self.drafts_wait and self.computed + self.n_flying_rows + 1 < self.max_length

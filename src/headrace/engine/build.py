@@ -111,6 +111,7 @@ def _assemble(
         whole_prompts=capacity.reads_whole_prompts,
         capacity_policy=policies.capacity_scheduler_policy.value,
         chunking_policy=policies.context_chunking_policy.value,
+        max_beam_width=args.max_beam_width,
         max_queue_size=policies.max_queue_size,
         depth=depth,
     )

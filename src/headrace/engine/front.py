@@ -27,6 +27,7 @@ from headrace.media.contract import MediaData, MediaProcessor
 from headrace.tokenizer.tokenizer import Tokenizer
 
 from .backend import Backend
+from .best_of import BestOf
 from .results import EncodeOutput, Mailbox, OutputEvent, RequestOutput
 from .text import DecodedText, NoText, StoppedText, TextStream
 
@@ -54,6 +55,8 @@ class _Live:
     streams: list[TextStream]
     metrics: list[RequestPerfMetrics]
     open: set[int] = field(default_factory=set)
+    best_of: BestOf | None = None
+    """Keeps the outputs until the best are known; None: each comes as it is made."""
 
 
 class Front:
@@ -76,7 +79,7 @@ class Front:
         self._backend = backend
         self._media = media
         self.counters: Counter[str] = Counter()
-        """Witnesses counted here: forked_outputs, prioritised, stop_string_hits."""
+        """Witnesses counted here: forked_outputs, outputs_compared, prioritised, stop_string_hits."""
 
     @property
     def n_live(self) -> int:
@@ -170,7 +173,7 @@ class Front:
         request = Request(
             request_id=next(self._ids),
             prompt_token_ids=token_ids,
-            sampling=self._with_bad_ids(sampling),
+            sampling=_with_logprobs(self._with_bad_ids(sampling)),
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
             arrival=now,
             eos_ids=self._eos_ids(sampling),
@@ -188,10 +191,12 @@ class Front:
             [self._stream(request) for _ in range(request.n)],
             [RequestPerfMetrics(arrival_time=now) for _ in range(request.n)],
             set(range(request.n)),
+            _best_of(request, sampling),
         )
         with self._lock:
             self._live[request.request_id] = live
             self.counters["forked_outputs"] += request.n - 1
+            self.counters["outputs_compared"] += request.n if live.best_of else 0
             self.counters["prioritised"] += priority != _USUAL_PRIORITY
         try:
             self._backend.submit(request)
@@ -200,7 +205,7 @@ class Front:
                 self._live.pop(request.request_id, None)
             raise
         kind = RequestOutput if pooling is None else EncodeOutput
-        return kind(request.request_id, text, list(token_ids), request.n, request.seed, self.abort, mailbox, streaming)
+        return kind(request.request_id, text, list(token_ids), sampling.n, request.seed, self.abort, mailbox, streaming)
 
     def abort(self, request_id: int) -> None:
         """Cancels a request; one that has ended already is left as it is."""
@@ -215,16 +220,18 @@ class Front:
             if live is None or update.index not in live.open:
                 continue
             event = self._event(live, update)
+            events = [event] if live.best_of is None else live.best_of.take(event)
             if update.request_id in news:
-                news[update.request_id].append(event)
+                news[update.request_id] += events
             else:
-                news[update.request_id] = [event]
+                news[update.request_id] = events
         for request_id, events in news.items():
             live = self._live[request_id]
             if not live.open:
                 with self._lock:
                     del self._live[request_id]
-            live.mailbox.post(events)
+            if events:
+                live.mailbox.post(events)
 
     def fail(self, error: EngineDeadError) -> None:
         """Ends all requests under way with ``error``."""
@@ -233,7 +240,11 @@ class Front:
             self._live.clear()
         for live in failed:
             live.mailbox.post(
-                [OutputEvent(index, finish_reason=FinishReason.ERROR.value, error=error) for index in live.open]
+                [
+                    OutputEvent(index, finish_reason=FinishReason.ERROR.value, error=error)
+                    for index in range(live.request.sampling.n)
+                    if live.best_of is not None or index in live.open
+                ]
             )
 
     def _event(self, live: _Live, update: SequenceUpdate) -> OutputEvent:
@@ -258,6 +269,7 @@ class Front:
             error=update.error,
             pooled=update.pooled,
             metrics=metrics if finish is not None else None,
+            cumulative_logprob=update.cumulative_logprob,
         )
 
     @staticmethod
@@ -348,3 +360,16 @@ class Front:
         if () in spelled:
             raise RequestError(f"bad={sampling.bad}: a word is no token in this vocabulary; leave it out", param="bad")
         return sampling.model_copy(update={"bad_token_ids": (sampling.bad_token_ids or ()) + tuple(sorted(spelled))})
+
+
+def _with_logprobs(sampling: SamplingParams) -> SamplingParams:
+    """Outputs that are compared need them."""
+    if sampling.logprobs is not None or sampling.use_beam_search or (sampling.best_of or 1) <= sampling.n:
+        return sampling
+    return sampling.model_copy(update={"logprobs": 0})
+
+
+def _best_of(request: Request, asked: SamplingParams) -> BestOf | None:
+    if request.n == asked.n:
+        return None
+    return BestOf(request.n, asked.n, shows_logprobs=asked.logprobs is not None)

@@ -36,6 +36,8 @@ class OutputEvent(msgspec.Struct, frozen=True):
     """Comes with the finish."""
     pooled: Pooled | None = None
     """Comes with the finish of an encoded prompt."""
+    cumulative_logprob: float | None = None
+    """Comes with the finish of an output that others were compared with."""
 
 
 @dataclass(slots=True)
@@ -46,7 +48,8 @@ class CompletionOutput:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     cumulative_logprob: float | None = None
-    """Sum of the logprobs of the output's tokens; None unless logprobs were asked for."""
+    """Sum of the logprobs of the output's tokens; None unless logprobs were asked for, or outputs were compared. Of a
+    beam they are those after penalties and temperature, whatever logprobs_mode says."""
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     """One entry a token: the token itself and the top k."""
     prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=list)
@@ -98,6 +101,8 @@ class CompletionOutput:
             self.stop_reason = event.stop_reason
             self.request_perf_metrics = event.metrics
             self.pooled = event.pooled
+            if event.cumulative_logprob is not None:
+                self.cumulative_logprob = event.cumulative_logprob
 
 
 def _logprob_dict(entry: TokenLogprobs) -> dict[int, Logprob]:

@@ -127,6 +127,8 @@ class SimExecutor:
         self._clock.advance(max(0.0, done - self._clock.now()))
 
     def _bind(self, plan: StepPlan) -> None:
+        for append in plan.appends:
+            self._slot(append.slot).history.append(append.token)
         for init in plan.inits:
             tables: list[list[int]] = [[] for _ in self._capacity.groups]
             self._slots[init.slot] = _Slot(init, list(init.tokens), init.computed, tables=tables)
@@ -134,7 +136,8 @@ class SimExecutor:
             table = self._slot(update.slot).tables[update.group]
             if update.first > len(table):
                 raise IntegrityError(f"{update} leaves a gap in the block table {table}")
-            table[update.first : update.first + len(update.blocks)] = update.blocks
+            last = len(table) if update.first == 0 else update.first + len(update.blocks)
+            table[update.first : last] = update.blocks
 
     def _slot(self, index: int) -> _Slot:
         slot = self._slots[index]
@@ -157,7 +160,9 @@ class SimExecutor:
 
     def _blocks_in_use(self, plan: StepPlan) -> dict[tuple[int, int], int]:
         """Blocks that only one sequence of the step may touch: those it writes; and those it copies from."""
-        in_use: dict[tuple[int, int], int] = {(copy.group, copy.src): -2 for copy in plan.copies}
+        in_use: dict[tuple[int, int], int] = {
+            (copy.group, copy.src): -2 for copy in plan.copies if not copy.from_running
+        }
         for work in plan.works:
             slot = self._slot(work.slot)
             for group, spec in enumerate(self.model.specs):
@@ -187,6 +192,11 @@ class SimExecutor:
             prompt_logprobs = tuple(self.model.logprobs(digest, token) for digest, token in following)
         if end < len(slot.history):
             return SeqResult(work.slot, work.seq_id, slot.computed, prompt_logprobs=prompt_logprobs)
+        if slot.init.n_candidates:
+            candidates = self.model.candidates(digests[work.n_tokens - 1], len(slot.history), slot.init)
+            return SeqResult(
+                work.slot, work.seq_id, slot.computed, prompt_logprobs=prompt_logprobs, candidates=candidates
+            )
         return self._verify(slot, work, drafts, digests[work.n_tokens - 1 :], prompt_logprobs)
 
     def _drafts(self, work: SeqWork, slot: _Slot) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from headrace.cache.specs import CacheSpec
-from headrace.core.plan import BLOCK_TOKENS, SlotInit, TokenLogprobs
+from headrace.core.plan import BLOCK_TOKENS, Candidate, SlotInit, TokenLogprobs
 from headrace.core.pooling import Pooling
 
 _MASK = (1 << 64) - 1
@@ -50,6 +50,18 @@ class SimModel:
             while token in init.stop_ids:
                 token = (token + 1) % self.vocab_size
         return token
+
+    def candidates(self, digest: int, n_known: int, init: SlotInit) -> tuple[Candidate, ...]:
+        """Ways for a beam to go on, by logprobs of which some are equal."""
+        is_early = n_known - init.n_prompt < (init.sampling.min_tokens or 0)
+        shows = init.sampling.logprobs is not None
+        found = [
+            Candidate(token, -(mix(digest, token, 1) % 64) / 16.0, self.logprobs(digest, token) if shows else None)
+            for token in range(self.vocab_size)
+            if not (is_early and token in init.stop_ids)
+        ]
+        found.sort(key=lambda one: -one.logprob)
+        return tuple(found[: init.n_candidates])
 
     def pool(self, before: int, digests: Sequence[int], pooling: Pooling) -> int:
         """What has been pooled when the rows of ``digests`` have come after ``before``."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from headrace.core.errors import EngineError
 from headrace.core.media import seen_from
-from headrace.core.plan import BlockUpdate, SlotInit
+from headrace.core.plan import BlockUpdate, SlotAppend, SlotInit
 
 _NEVER = np.iinfo(np.int64).max
 
@@ -77,6 +77,11 @@ class SlotTable:
         self.seq_ids[slot] = init.seq_id
         self.inits[slot] = init
         self.seen_media[slot] = np.array(seen_from(init.media), np.int64) if init.media else None
+
+    def choose(self, appends: Sequence[SlotAppend]) -> None:
+        """The next tokens of beams."""
+        for append in appends:
+            self.append(append.slot, (append.token,))
 
     def init_of(self, slot: int) -> SlotInit:
         """The record that the slot's sequence came with."""

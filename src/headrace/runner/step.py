@@ -6,19 +6,20 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from headrace.cache.groups import CacheGroup
 from headrace.core.errors import RequestError
-from headrace.core.plan import FinishReason, Rows, SeqResult, SlotInit, StepPlan, StepResult, TokenLogprobs
+from headrace.core.plan import Candidate, FinishReason, Rows, SeqResult, SlotInit, StepPlan, StepResult, TokenLogprobs
 from headrace.models.base import Model
 from headrace.ops.batch import Batch
 from headrace.ops.table import Ops
 from headrace.sampling import EndRules, SampleOutcome, Sampler, SampleRows, verify
 
+from .beams import candidates_of
 from .drafter import Drafter
 from .gather import ResolvedWork, gather, resolve
 from .graph import Graphs
@@ -29,6 +30,17 @@ from .states import States
 
 _SLICE_ELEMENTS = 1 << 23
 """Logits of prompt rows are made in slices of about this many, so that a long prompt needs no huge matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What the sampled rows of a step gave."""
+
+    outcome: SampleOutcome
+    first_rows: dict[int, int]
+    """By position in the plan: the first row of the outcome."""
+    candidates: dict[int, tuple[Candidate, ...] | RequestError]
+    """By position in the plan, for beams."""
 
 
 class StepRunner:
@@ -69,6 +81,7 @@ class StepRunner:
         """Runs the plan; results come in the order of its works. Call it under ``torch.inference_mode()``."""
         started = time.perf_counter()
         counters: Counter[str] = Counter()
+        self.slots.choose(plan.appends)
         for init in plan.inits:
             self._bind(init)
         self.slots.update_blocks(plan.block_updates)
@@ -104,7 +117,7 @@ class StepRunner:
 
     def _compute(
         self, resolved: Sequence[ResolvedWork], batch: Batch, counters: Counter[str]
-    ) -> tuple[dict[int, tuple[TokenLogprobs, ...] | RequestError], tuple[SampleOutcome, dict[int, int]]]:
+    ) -> tuple[dict[int, tuple[TokenLogprobs, ...] | RequestError], Sampled]:
         """Entries for prompt rows by position in the plan, and what ``_sample`` returns."""
         if all(_samples_all(item) for item in resolved):
             logits = self.graphs.logits(batch, counters)
@@ -175,16 +188,13 @@ class StepRunner:
         resolved: Sequence[ResolvedWork],
         logits_of: Callable[[torch.Tensor], torch.Tensor],
         counters: Counter[str],
-    ) -> tuple[SampleOutcome, dict[int, int]]:
-        """The outcome over all sampled rows, and by position in the plan the first row there.
-
-        ``logits_of``: rows of the batch [R] int64, ascending -> [R, vocab_size].
-        """
+    ) -> Sampled:
+        """``logits_of``: rows of the batch [R] int64, ascending -> [R, vocab_size]."""
         items = [item for item in resolved if self._samples(item)]
         counts = np.array([1 + len(item.drafts) for item in items], np.int64)
         first_rows = np.cumsum(counts) - counts
         if not items:
-            return SampleOutcome(np.zeros(0, np.int64)), {}
+            return Sampled(SampleOutcome(np.zeros(0, np.int64)), {}, {})
         within = np.arange(counts.sum()) - np.repeat(first_rows, counts)
         slots = np.array([item.work.slot for item in items], np.int64)
         rows = SampleRows(
@@ -195,26 +205,41 @@ class StepRunner:
             history=self.slots.known_history,
         )
         hidden_rows = np.repeat([item.last_known_row for item in items], counts) + within
-        outcome = self.sampler.sample(rows, logits_of(torch.from_numpy(hidden_rows)))
-        counters["logprob_rows"] += len(outcome.logprobs)
+        logits = logits_of(torch.from_numpy(hidden_rows))
+        outcome = self.sampler.sample(rows, logits)
+        firsts = {item.index: int(first) for item, first in zip(items, first_rows, strict=True)}
+        candidates = self._candidates(items, firsts, outcome, logits)
+        counters["logprob_rows"] += len(outcome.logprobs) + sum(_has_logprobs(found) for found in candidates.values())
         counters["processed_rows"] += outcome.n_changed
         counters["processor_calls"] += outcome.n_processed
         counters["masked_rows"] += outcome.n_masked
-        return outcome, {item.index: int(first) for item, first in zip(items, first_rows, strict=True)}
+        counters["beam_rows"] += len(candidates)
+        return Sampled(outcome, firsts, candidates)
+
+    def _candidates(
+        self, items: Sequence[ResolvedWork], firsts: dict[int, int], outcome: SampleOutcome, logits: torch.Tensor
+    ) -> dict[int, tuple[Candidate, ...] | RequestError]:
+        """What the beams among ``items`` may go on with; takes their logprobs out of ``outcome``."""
+        found: dict[int, tuple[Candidate, ...] | RequestError] = {}
+        for item in items:
+            init, row = self.slots.init_of(item.work.slot), firsts[item.index]
+            if init.n_candidates and row in outcome.logprobs:
+                found[item.index] = candidates_of(init, outcome.logprobs.pop(row), logits[row], self.sampler)
+        return found
 
     def _settle(
         self,
         item: ResolvedWork,
         prompt: tuple[TokenLogprobs, ...] | RequestError,
-        sampled: tuple[SampleOutcome, dict[int, int]],
+        sampled: Sampled,
     ) -> SeqResult:
         """Verifies the drafts of one sequence, writes its slot, and says what happened."""
         work, slot = item.work, item.work.slot
         computed = item.end
-        outcome, first_rows = sampled
+        outcome = sampled.outcome
         if isinstance(prompt, RequestError):
             return self._fail(slot, work.seq_id, computed, str(prompt))
-        first = first_rows.get(item.index)
+        first = sampled.first_rows.get(item.index)
         if first is None:
             self.slots.computed[slot] = computed
             if work.outputs is Rows.POOLED and computed == self.slots.known[slot]:
@@ -223,6 +248,8 @@ class StepRunner:
                 return SeqResult(slot, work.seq_id, computed, finish=FinishReason.STOP, pooled=pooled)
             return SeqResult(slot, work.seq_id, computed, prompt_logprobs=prompt)
         init = self.slots.init_of(slot)
+        if init.n_candidates:
+            return self._settle_beam(item, prompt, sampled, first)
         drafts = item.drafts
         tokens = outcome.tokens[first : first + len(drafts) + 1].tolist()
         rules = EndRules(init.stop_ids, init.eos_ids, init.max_length)
@@ -246,10 +273,25 @@ class StepRunner:
             stop_reason=verified.stop_reason,
         )
 
+    def _settle_beam(
+        self, item: ResolvedWork, prompt: tuple[TokenLogprobs, ...], sampled: Sampled, first: int
+    ) -> SeqResult:
+        """Its next token is chosen elsewhere, so the slot is left as it is."""
+        work, found = item.work, sampled.candidates.get(item.index)
+        if found is None or isinstance(found, RequestError):
+            message = sampled.outcome.errors[first] if found is None else str(found)
+            return self._fail(work.slot, work.seq_id, item.end, message)
+        self.slots.computed[work.slot] = item.end
+        return SeqResult(work.slot, work.seq_id, item.end, prompt_logprobs=prompt, candidates=found)
+
     def _fail(self, slot: int, seq_id: int, computed: int, message: str) -> SeqResult:
         self.slots.stopped[slot] = True
         self.slots.computed[slot] = computed
         return SeqResult(slot, seq_id, computed, error=message)
+
+
+def _has_logprobs(found: tuple[Candidate, ...] | RequestError) -> bool:
+    return not isinstance(found, RequestError) and found[0].shown is not None
 
 
 def _samples_all(item: ResolvedWork) -> bool:

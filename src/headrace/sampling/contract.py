@@ -78,7 +78,8 @@ class SampleOutcome:
     n_processed: int = 0
     """Rows that a logits processor has seen."""
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
-    """Row to its logprobs, for the rows whose request asked for them and that did not fail."""
+    """Row to its logprobs, for the rows whose request asked for them and that did not fail. Rows of beams have them
+    always: processed ones, and as many as the beam gives candidates."""
 
 
 class Sampler(Protocol):

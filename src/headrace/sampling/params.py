@@ -103,9 +103,9 @@ class SamplerState:
         self.presence[slot] = sampling.presence_penalty or 0.0
         self.frequency[slot] = sampling.frequency_penalty or 0.0
         self.min_length[slot] = init.n_prompt + (sampling.min_tokens or 0)
-        self.n_logprobs[slot] = sampling.logprobs or 0
+        self.n_logprobs[slot] = max(init.n_candidates, sampling.logprobs or 0)
         self.tokens[slot] = self._slot_tokens(init)
-        self.flags[slot] = self._flags(slot, sampling)
+        self.flags[slot] = self._flags(slot, sampling, is_beam=init.n_candidates > 0)
 
     def release(self, slot: int) -> None:
         """Lets go of what the slot holds."""
@@ -119,7 +119,8 @@ class SamplerState:
         return tokens
 
     def _bind_draw(self, slot: int, sampling: SamplingParams) -> None:
-        """Greedy slots hold temperature 1 and no filter: what their processed logprobs are made of."""
+        """Greedy slots hold temperature 1 and no filter: what their processed logprobs are made of. Beams have no
+        filter either; for them temperature 0 is 1."""
         greedy = sampling.is_greedy
         temperature = 1.0 if greedy or sampling.temperature is None else sampling.temperature
         self.temperature[slot] = max(temperature, _F32_TINY)
@@ -150,10 +151,11 @@ class SamplerState:
             ),
         )
 
-    def _flags(self, slot: int, sampling: SamplingParams) -> Flag:
-        greedy = sampling.is_greedy
-        wants_logprobs = sampling.logprobs is not None
-        is_raw = sampling.logprobs_mode == "raw"
+    def _flags(self, slot: int, sampling: SamplingParams, *, is_beam: bool) -> Flag:
+        """The rows of a beam give the logprobs that beams are compared by, and draw nothing."""
+        greedy = sampling.is_greedy or is_beam
+        wants_logprobs = sampling.logprobs is not None or is_beam
+        is_raw = sampling.logprobs_mode == "raw" and not is_beam
         decays = not greedy and not (sampling.top_p_decay is None and sampling.top_p_min is None)
         has_penalty = self.repetition[slot] != 1.0 or self.presence[slot] != 0.0 or self.frequency[slot] != 0.0
         wanted = {

@@ -24,6 +24,7 @@ class Admission:
         A prompt that is pooled counts one more than it has: the place of a token that is never drawn.
         Raises ``RequestError`` (an empty prompt) or ``PromptTooLongError``.
         """
+        self._check_beams(request.sampling.beam_width)
         n_prompt, n_new, limit = len(request.prompt_token_ids), request.sampling.max_tokens, self._options.max_seq_len
         if request.pooling is not None:
             n_new, limit = 1, limit + 1
@@ -44,6 +45,15 @@ class Admission:
                 param="prompt",
             )
         return self._fit_cache(request, n_prompt, limit if n_new is None else n_prompt + n_new, n_new)
+
+    def _check_beams(self, width: int) -> None:
+        for name in ("max_beam_width", "max_batch_size"):
+            most = getattr(self._options, name)
+            if most is not None and width > most:
+                raise RequestError(
+                    f"best_of: {width} beams run at once, and {name} is {most}; lower best_of, or raise {name}",
+                    param="best_of",
+                )
 
     def _fit_cache(self, request: Request, n_prompt: int, length: int, n_new: int | None) -> int:
         """``length``, or less if no number of new tokens was asked for and the cache holds less."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Protocol
 
 from headrace.cache.hit import Hit
@@ -59,26 +60,34 @@ class GuaranteedNoEvict:
         self._manager = manager
         self._rows = rows_in_flight
         self._reserved = [0] * len(manager.layout.groups)
-        self._n_running = 0
+        self._running: Counter[int] = Counter()
+        """Sequences by kin. Beams of one request come and go: room for all of them is kept while one is there."""
 
     def may_admit(self, seq: Sequence, hit: Hit) -> bool:
+        if seq.kin in self._running:
+            return True
         together = [held + need for held, need in zip(self._reserved, self._need(seq), strict=True)]
-        return self._n_running == 0 or self._manager.fits_empty(together)
+        return not self._running or self._manager.fits_empty(together)
 
     def admitted(self, seq: Sequence) -> None:
-        self._reserve(seq, 1)
+        self._running[seq.kin] += 1
+        if self._running[seq.kin] == 1:
+            self._reserve(seq, 1)
 
     def left(self, seq: Sequence) -> None:
-        self._reserve(seq, -1)
+        self._running[seq.kin] -= 1
+        if self._running[seq.kin] == 0:
+            del self._running[seq.kin]
+            self._reserve(seq, -1)
 
     def planned(self, samples: bool) -> None:
         pass
 
     def _need(self, seq: Sequence) -> list[int]:
-        return self._manager.peak_blocks(seq.max_length - 1, self._rows, seq.media)
+        width = max(1, seq.request.sampling.beam_width)
+        return [width * blocks for blocks in self._manager.peak_blocks(seq.max_length - 1, self._rows, seq.media)]
 
     def _reserve(self, seq: Sequence, sign: int) -> None:
-        self._n_running += sign
         for group, need in enumerate(self._need(seq)):
             self._reserved[group] += sign * need
 
@@ -91,11 +100,11 @@ class StaticBatch(GuaranteedNoEvict):
         self._closed = False
 
     def may_admit(self, seq: Sequence, hit: Hit) -> bool:
-        return not self._closed and super().may_admit(seq, hit)
+        return (not self._closed or seq.kin in self._running) and super().may_admit(seq, hit)
 
     def left(self, seq: Sequence) -> None:
         super().left(seq)
-        self._closed = self._closed and self._n_running > 0
+        self._closed = self._closed and bool(self._running)
 
     def planned(self, samples: bool) -> None:
         self._closed = self._closed or samples

@@ -23,6 +23,8 @@ class SchedulerOptions:
     """The model has no other way."""
     capacity_policy: str = "MAX_UTILIZATION"
     chunking_policy: str = "FIRST_COME_FIRST_SERVED"
+    max_beam_width: int | None = None
+    """Beams of one request; None: as many as there are slots."""
     max_queue_size: int | None = None
     """Sequences that may wait; None: no limit."""
     depth: int = 2

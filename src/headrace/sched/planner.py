@@ -15,11 +15,12 @@ from operator import attrgetter
 from headrace.cache.hit import Hit
 from headrace.cache.manager import CacheManager
 from headrace.core.errors import IntegrityError, RequestError
-from headrace.core.plan import BLOCK_TOKENS, SlotInit
+from headrace.core.plan import BLOCK_TOKENS, SlotAppend, SlotInit
 from headrace.core.sequence import Sequence, SequenceState
 from headrace.spec.pace import Pace
 from headrace.spec.proposer import Proposer
 
+from .beams import Turns
 from .capacity import CapacityPolicy
 from .chunking import ChunkingPolicy, cut_chunk
 from .options import SchedulerOptions
@@ -44,6 +45,7 @@ class Planner:
         pace: Pace,
         options: SchedulerOptions,
         counters: Counter[str],
+        turns: Turns,
     ) -> None:
         self._manager = manager
         self._residents = residents
@@ -57,6 +59,7 @@ class Planner:
         self._max_rows = options.max_num_tokens
         self._max_parked = options.max_batch_size
         self._counters = counters
+        self._turns = turns
         self._short: Sequence | None = None
         self._refused: tuple[Sequence, int] | None = None
         """The first in line when it found no memory, and how often memory had been given back by then."""
@@ -65,10 +68,13 @@ class Planner:
         """Step ``number``; it may come out empty."""
         step = StepDraft(number, self._max_rows)
         if self._residents:
+            self._turn_beams(step)
             self._serve_short(step)
             self._continue(step)
         self._admit(step)
         self._short = step.short
+        if step.works:
+            self._turns.clear()
         return step
 
     def clear_the_way(self, number: int) -> StepDraft:
@@ -82,6 +88,7 @@ class Planner:
             self.preempt(seq)
         self._manager.evict_all()
         self._refused = self._short = None
+        self._turns.clear()
         step = StepDraft(number, self._max_rows)
         self._admit(step)
         if not step.works:
@@ -97,6 +104,19 @@ class Planner:
         self._counters["preemptions"] += 1
 
     # Those who run.
+
+    def _turn_beams(self, step: StepDraft) -> None:
+        """What became of beams that still run. It goes into this step even if it has no rows for them: the others of
+        their request may write in it what is copied here. The worker does it before all else in the step, so one that
+        is preempted in the rest of it takes no harm."""
+        for seq in self._turns.appended:
+            if seq.state is SequenceState.RUNNING:
+                step.appends.append(SlotAppend(seq.slot, seq.tokens[-1]))
+        for seq, placement in self._turns.forked:
+            if seq.state is SequenceState.RUNNING:
+                step.updates += placement.updates
+                step.copies += placement.copies
+                step.inits.append(_slot_init(seq, seq.computed))
 
     def _serve_short(self, step: StepDraft) -> None:
         """Whoever found no memory last time goes first."""
@@ -134,7 +154,7 @@ class Planner:
             if seq.state is not SequenceState.RUNNING:
                 continue
             limit = min(most, drafts_left, seq.max_length - 1 - seq.known_bound)
-            drafts = self._drafts(seq, limit) if limit > 0 else ()
+            drafts = self._drafts(seq, limit) if limit > 0 and not seq.n_candidates else ()
             drafts_left -= len(drafts)
             self._place(step, seq, 1, drafts)
 
@@ -160,7 +180,7 @@ class Planner:
         """Sequences that could be admitted in this step, for all that is known before trying."""
         if self._refused is not None and self._refused[1] == self._manager.n_given_back:
             return 0
-        return min(len(self._waiting) - self._waiting.n_parked, self._residents.n_free_slots)
+        return min(len(self._waiting) - self._waiting.n_parked - self._waiting.n_aside, self._residents.n_free_slots)
 
     def _place_chunk(self, step: StepDraft, seq: Sequence, share: int) -> None:
         self._place(step, seq, cut_chunk(seq.scheduled, share, _backlog(seq)), ())
@@ -237,33 +257,37 @@ class Planner:
         step.copies += placement.copies
         if placement.sources is not None:
             step.sources.append(placement.sources)
-        request = seq.request
-        step.inits.append(
-            SlotInit(
-                slot=seq.slot,
-                seq_id=seq.seq_id,
-                tokens=tuple(seq.tokens),
-                n_prompt=seq.n_prompt,
-                computed=hit.length,
-                sampling=request.sampling,
-                seed=request.seed,
-                output_index=seq.index,
-                stop_ids=request.stop_ids,
-                eos_ids=request.eos_ids,
-                max_length=seq.max_length,
-                pooling=request.pooling,
-                request_id=request.request_id,
-                second_from=request.second_from,
-                grammar=request.grammar,
-                media=request.media,
-                encodes=placement.encodes,
-            )
-        )
+        step.inits.append(_slot_init(seq, hit.length, encodes=placement.encodes))
         if seq.cached_tokens is None:
             seq.cached_tokens, seq.miss = hit.length, hit.miss
-            self._proposer.admit(seq.seq_id, seq.tokens)
-            seq.in_proposer = True
+            if not seq.n_candidates:
+                self._proposer.admit(seq.seq_id, seq.tokens)
+                seq.in_proposer = True
         self._counters["cached_tokens.device"] += hit.length
+
+
+def _slot_init(seq: Sequence, computed: int, *, encodes: bool = False) -> SlotInit:
+    request = seq.request
+    return SlotInit(
+        slot=seq.slot,
+        seq_id=seq.seq_id,
+        tokens=tuple(seq.tokens),
+        n_prompt=seq.n_prompt,
+        computed=computed,
+        sampling=request.sampling,
+        seed=request.seed,
+        output_index=seq.index,
+        stop_ids=request.stop_ids,
+        eos_ids=request.eos_ids,
+        max_length=seq.max_length,
+        pooling=request.pooling,
+        request_id=request.request_id,
+        second_from=request.second_from,
+        grammar=request.grammar,
+        media=request.media,
+        encodes=encodes,
+        n_candidates=seq.n_candidates,
+    )
 
 
 def _backlog(seq: Sequence) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 from headrace.cache.hit import Hit
+from headrace.cache.lease import BlockLease
 from headrace.cache.manager import CacheManager, Placement
 from headrace.core.errors import IntegrityError
 from headrace.core.sequence import Sequence, SequenceState
@@ -40,11 +41,24 @@ class Residents:
         """Gives ``seq`` a slot, the blocks of ``hit`` and new ones up to position ``end``."""
         slot = self._free_slots.pop()
         placement = self._manager.place(slot, hit, seq.keys, end)
-        seq.slot, seq.lease, seq.computed = slot, placement.lease, hit.length
+        self._settle(seq, slot, placement.lease, hit.length)
+        return placement
+
+    def fork(self, parent: Sequence, seq: Sequence) -> Placement | None:
+        """Gives ``seq`` a slot, and blocks of which it shares with ``parent`` those that are full. None if there is no
+        slot, or no memory."""
+        if not self._free_slots:
+            return None
+        placement = self._manager.fork(self._free_slots[-1], parent.lease, parent.computed)
+        if placement is not None:
+            self._settle(seq, self._free_slots.pop(), placement.lease, parent.computed)
+        return placement
+
+    def _settle(self, seq: Sequence, slot: int, lease: BlockLease, computed: int) -> None:
+        seq.slot, seq.lease, seq.computed = slot, lease, computed
         seq.state = SequenceState.RUNNING
         insort(self._ordered, seq, key=_standing)
         self._capacity.admitted(seq)
-        return placement
 
     def leave(self, seq: Sequence, state: SequenceState) -> None:
         """Takes slot and blocks from ``seq``. Steps in flight keep its blocks until they land; the slot can be given

@@ -9,6 +9,8 @@ Any number of steps may be in flight. Not here: how a step is filled (``planner`
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
@@ -26,6 +28,8 @@ from headrace.spec.pace import FULL_PACE, Pace
 from headrace.spec.proposer import Proposer
 
 from .admission import Admission
+from .beam_search import BeamSearch
+from .beams import BeamGroup, Beams, Turns
 from .capacity import capacity_policy
 from .chunking import chunking_policy
 from .commands import Cancel, Command, Control, Finish, Refuse, Submit
@@ -73,10 +77,15 @@ class Scheduler:
         self._pace = pace
         self._clock = clock
         self._witnesses: Counter[str] = Counter(dict.fromkeys(WITNESSES, 0))
+        self._seq_ids = itertools.count()
         rows_in_flight = options.max_num_tokens * options.depth
         self._capacity = capacity_policy(options.capacity_policy, manager, rows_in_flight)
         self._waiting = WaitingQueue()
         self._residents = Residents(options.max_batch_size, manager, self._capacity)
+        turns = Turns()
+        self._beams = Beams(self._residents, self._waiting, turns, self._seq_ids)
+        self._groups: dict[int, BeamGroup] = {}
+        """Of requests with beams, by request id."""
         self._planner = Planner(
             manager,
             self._residents,
@@ -87,12 +96,12 @@ class Scheduler:
             pace,
             options,
             self._witnesses,
+            turns,
         )
         self._flights: deque[Flight] = deque()
         self._requests: dict[int, dict[int, Sequence]] = {}
         """Live sequences by request id and index."""
         self._deadlines: LazyHeap[dict[int, Sequence]] = LazyHeap(lambda _, live: bool(live))
-        self._next_seq_id = 0
         self._next_step = 0
 
     # Taking in.
@@ -107,11 +116,10 @@ class Scheduler:
                 case Refuse(request, reason, error):
                     updates += self._refuse(request, reason, error)
                 case Cancel(request_id):
-                    for seq in self._live(request_id):
-                        updates.append(self._end(seq, FinishReason.CANCELLED))
+                    updates += self._end_request(request_id, FinishReason.CANCELLED)
                 case Finish(request_id, index, reason, stop_reason):
                     seq = self._requests.get(request_id, {}).get(index)
-                    if seq is not None:
+                    if seq is not None and request_id not in self._groups:  # beams come when they have ended
                         updates.append(self._end(seq, reason, stop_reason=stop_reason))
                 case Control():
                     command.run(self)
@@ -121,12 +129,9 @@ class Scheduler:
         self._planner.failed.clear()
         now = self._clock.now()
         while (top := self._deadlines.peek()) is not None and top[0] <= now:
-            for seq in list(top[1].values()):
-                updates.append(self._end(seq, FinishReason.TIMEOUT))
+            request_id = next(iter(top[1].values())).request.request_id
+            updates += self._end_request(request_id, FinishReason.TIMEOUT)
         return updates
-
-    def _live(self, request_id: int) -> list[Sequence]:
-        return list(self._requests.get(request_id, {}).values())
 
     def _submit(self, request: Request) -> list[SequenceUpdate]:
         """Puts the sequences of a request in line, or says why not."""
@@ -135,11 +140,20 @@ class Scheduler:
         except RequestError as error:
             return self._refuse(request, FinishReason.ERROR, error)
         live = self._requests[request.request_id] = {}
-        for index in range(request.n):
-            seq = Sequence(self._next_seq_id, request, index, max_length, drafts_wait=self._proposer.needs_tokens)
-            self._next_seq_id += 1
+        search = BeamSearch(request, max_length) if request.sampling.use_beam_search else None
+        for index in range(1 if search else request.n):
+            seq = Sequence(
+                next(self._seq_ids),
+                request,
+                index,
+                max_length,
+                drafts_wait=search is not None or self._proposer.needs_tokens,
+                n_candidates=search.n_candidates if search else 0,
+            )
             live[index] = seq
             self._waiting.push(seq)
+        if search:
+            self._groups[request.request_id] = BeamGroup(request, search, list(live.values()), live)
         if request.deadline is not None:
             self._deadlines.push(request.deadline, live)
         return []
@@ -200,13 +214,19 @@ class Scheduler:
             self.manager.drop(flying.lease)
         for lease in flight.sources:
             self.manager.drop(lease)
+        if self._groups:
+            for request_id in dict.fromkeys(flying.seq.request.request_id for flying in flight.works):
+                updates += self._turn(request_id)
         return updates
 
     def _take(self, flying: Flying, one: SeqResult, now: float, updates: list[SequenceUpdate]) -> None:
         """News of one live sequence; it may have been preempted meanwhile, its tokens count all the same."""
         seq = flying.seq
         if one.error is not None:
-            updates.append(self._end(seq, FinishReason.ERROR, error=RequestError(one.error)))
+            if seq.n_candidates:
+                updates += self._end_request(seq.request.request_id, FinishReason.ERROR, RequestError(one.error))
+            else:
+                updates.append(self._end(seq, FinishReason.ERROR, error=RequestError(one.error)))
             return
         seq.extend(one.tokens)
         self._check_result(flying, one)
@@ -224,6 +244,15 @@ class Scheduler:
             news = {"tokens": one.tokens, "logprobs": one.logprobs, "prompt_logprobs": prompt_logprobs}
             updates.append(self._end(seq, one.finish, stop_reason=one.stop_reason, pooled=one.pooled, **news))
             return
+        if seq.n_candidates:
+            if one.candidates:
+                self._beams.take(self._groups[seq.request.request_id], seq, one.candidates)
+            if prompt_logprobs:
+                updates += [
+                    self._update(seq, now, prompt_logprobs=prompt_logprobs, index=index)
+                    for index in range(seq.request.n)
+                ]
+            return
         if one.tokens:
             self._proposer.extend(seq.seq_id, one.tokens)
         if one.tokens or prompt_logprobs:
@@ -235,7 +264,8 @@ class Scheduler:
         seq, n_tokens = flying.seq, len(flying.seq.tokens)
         in_step = one.seq_id == seq.seq_id and one.computed <= min(n_tokens, flying.work.end)
         if one.finish is None:
-            expected = n_tokens - 1 if flying.samples else flying.work.end
+            expected = n_tokens - 1 if flying.samples and not seq.n_candidates else flying.work.end
+            in_step = in_step and bool(one.candidates) == (flying.samples and seq.n_candidates > 0)
             in_step = in_step and one.computed == expected and n_tokens < seq.max_length
         if not in_step:
             raise IntegrityError(f"worker and scheduler disagree about {seq}: {flying.work} gave {one}")
@@ -259,10 +289,13 @@ class Scheduler:
         stop_reason: int | str | None = None,
         error: Exception | None = None,
         pooled: Pooled | None = None,
+        cumulative_logprob: float | None = None,
+        index: int | None = None,
     ) -> SequenceUpdate:
+        """``index``: of the output, where it is not the sequence's own."""
         return SequenceUpdate(
             seq.request.request_id,
-            seq.index,
+            seq.index if index is None else index,
             tokens,
             logprobs,
             prompt_logprobs,
@@ -277,7 +310,50 @@ class Scheduler:
             seq.n_drafts,
             seq.n_accepted,
             pooled,
+            cumulative_logprob,
         )
+
+    # Beams.
+
+    def _turn(self, request_id: int) -> list[SequenceUpdate]:
+        """The next token of a request's beams, if all of them have given candidates."""
+        group = self._groups.get(request_id)
+        if group is None or not group.is_complete:
+            return []
+        moves = group.advance()
+        if group.search.done:
+            return self._end_group(group)
+        self._beams.change(group, moves, self._let_go)
+        return []
+
+    def _end_group(
+        self, group: BeamGroup, reason: FinishReason | None = None, error: Exception | None = None
+    ) -> list[SequenceUpdate]:
+        """Ends a request with beams: by itself, or for a reason. Cut short, the best there is so far comes back."""
+        seq, now = group.living[0], self._clock.now()
+        found = group.search.best(group.request.n) if reason is not FinishReason.ERROR else []
+        updates = []
+        for index in range(group.request.n):
+            # Masks may leave fewer texts than were asked for: the others are empty, and as unlikely as can be.
+            one = found[index] if index < len(found) else None
+            finish = reason or (one.finish if one else FinishReason.STOP)
+            self._witnesses[_WITNESS_OF_END.get(finish, "finished")] += 1
+            update = self._update(
+                seq,
+                now,
+                tokens=one.text.tokens() if one else (),
+                logprobs=one.text.logprobs() if one else (),
+                finish=finish,
+                stop_reason=one.stop_reason if one and reason is None else None,
+                error=error,
+                cumulative_logprob=one.text.cumulative if one else -math.inf,
+                index=index,
+            )
+            updates.append(update)
+        del self._groups[group.request.request_id]
+        for beam in group.living:
+            self._let_go(beam)
+        return updates
 
     # Ending.
 
@@ -293,7 +369,23 @@ class Scheduler:
         prompt_logprobs: tuple[TokenLogprobs, ...] = (),
         pooled: Pooled | None = None,
     ) -> SequenceUpdate:
-        """The one place where a sequence ends, whatever it was doing. Everything it had is given back."""
+        """A sequence ends, whatever it was doing."""
+        self._let_go(seq)
+        self._witnesses[_WITNESS_OF_END.get(reason, "finished")] += 1
+        now = self._clock.now()
+        return self._update(seq, now, tokens, logprobs, prompt_logprobs, reason, stop_reason, error, pooled)
+
+    def _end_request(
+        self, request_id: int, reason: FinishReason, error: Exception | None = None
+    ) -> list[SequenceUpdate]:
+        """All outputs of a request end; nothing happens if it has ended already."""
+        group = self._groups.get(request_id)
+        if group is not None:
+            return self._end_group(group, reason, error)
+        return [self._end(seq, reason, error=error) for seq in list(self._requests.get(request_id, {}).values())]
+
+    def _let_go(self, seq: Sequence) -> None:
+        """The one place where everything that a sequence had is given back."""
         if seq.state is SequenceState.RUNNING:
             self._residents.leave(seq, SequenceState.FINISHED)
         else:
@@ -308,9 +400,6 @@ class Scheduler:
             del self._requests[request_id]
             if seq.request.deadline is not None:
                 self._deadlines.died()
-        self._witnesses[_WITNESS_OF_END.get(reason, "finished")] += 1
-        now = self._clock.now()
-        return self._update(seq, now, tokens, logprobs, prompt_logprobs, reason, stop_reason, error, pooled)
 
     # Looking in.
 
@@ -332,12 +421,14 @@ class Scheduler:
 
     @property
     def live(self) -> list[tuple[int, int]]:
-        """(request id, index) of every sequence that has not ended."""
-        return [(request_id, index) for request_id, sequences in self._requests.items() for index in sequences]
+        """(request id, index) of every output that has not ended."""
+        open_of: dict[int, Iterable[int]] = {**self._requests}
+        open_of |= {request_id: range(group.request.n) for request_id, group in self._groups.items()}
+        return [(request_id, index) for request_id, indices in open_of.items() for index in indices]
 
     def counters(self) -> dict[str, int]:
         """Witnesses since the start: which features acted."""
-        return {**self._witnesses, **self.manager.counters}
+        return {**self._witnesses, "beam_forks": self._beams.n_forks, **self.manager.counters}
 
     def stats(self) -> dict[str, Any]:
         """A snapshot, with TensorRT-LLM's keys where it has them."""

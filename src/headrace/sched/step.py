@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from headrace.cache.lease import BlockLease
-from headrace.core.plan import BlockCopy, BlockUpdate, SeqWork, SlotInit, StepPlan
+from headrace.core.plan import BlockCopy, BlockUpdate, SeqWork, SlotAppend, SlotInit, StepPlan
 from headrace.core.sequence import Sequence
 
 
@@ -37,6 +37,7 @@ class StepDraft:
     step: int
     rows_left: int
     works: list[Flying] = field(default_factory=list)
+    appends: list[SlotAppend] = field(default_factory=list)
     inits: list[SlotInit] = field(default_factory=list)
     updates: list[BlockUpdate] = field(default_factory=list)
     copies: list[BlockCopy] = field(default_factory=list)
@@ -74,6 +75,7 @@ class StepDraft:
         return StepPlan(
             self.step,
             tuple([flying.work for flying in self.works]),
+            tuple(self.appends),
             tuple(self.inits),
             tuple(self.updates),
             tuple(self.copies),

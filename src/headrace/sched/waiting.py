@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from headrace.cache.lazy_heap import LazyHeap
 from headrace.core.sequence import Sequence
+
+_ASIDE = b""
+"""In place of a key: nothing in the cache ends the waiting."""
 
 
 class WaitingQueue:
@@ -14,16 +18,27 @@ class WaitingQueue:
     def __init__(self) -> None:
         self._parked_at: dict[Sequence, bytes | None] = {}
         """Every waiting sequence; the key it waits for, or None if it stands in line."""
-        self._line: LazyHeap[Sequence] = LazyHeap(lambda _, seq: self._parked_at.get(seq, b"") is None)
+        self._place: dict[Sequence, tuple[Any]] = {}
+        """The keys of those in line. Who left and came back has a dead entry too: its key is another object."""
+        self._line: LazyHeap[Sequence] = LazyHeap(lambda key, seq: self._place.get(seq) is key)
         self._parked: dict[bytes, list[Sequence]] = {}
         self.n_parked = 0
+        """Those that wait for a block."""
+        self.n_aside = 0
+        """Beams that wait for others of their request."""
 
     def __len__(self) -> int:
         return len(self._parked_at)
 
     def push(self, seq: Sequence) -> None:
+        """Puts ``seq`` in line. A beam that waits for the others of its request stands aside, until it is taken out."""
+        if seq.waits_for_kin:
+            self._parked_at[seq] = _ASIDE
+            self.n_aside += 1
+            return
         self._parked_at[seq] = None
-        self._line.push(seq.standing, seq)
+        place = self._place[seq] = (seq.standing,)
+        self._line.push(place, seq)
 
     def peek(self) -> Sequence | None:
         """The first in line, or None. Those parked do not count."""
@@ -36,7 +51,7 @@ class WaitingQueue:
         if seq is None:
             raise IndexError("nobody stands in line")
         self._line.pop()
-        del self._parked_at[seq]
+        del self._parked_at[seq], self._place[seq]
         return seq
 
     def park(self, key: bytes) -> None:
@@ -57,9 +72,12 @@ class WaitingQueue:
         """Takes out a sequence, wherever it stands."""
         key = self._parked_at.pop(seq)
         if key is None:
+            del self._place[seq]
             self._line.died()
-            return
-        self.n_parked -= 1
-        self._parked[key].remove(seq)
-        if not self._parked[key]:
-            del self._parked[key]
+        elif key == _ASIDE:
+            self.n_aside -= 1
+        else:
+            self.n_parked -= 1
+            self._parked[key].remove(seq)
+            if not self._parked[key]:
+                del self._parked[key]

@@ -8,7 +8,7 @@ from headrace.core.sampling_params import SamplingParams
 
 from .chat_protocol import ChatCompletionRequest
 from .engine import Terms
-from .protocol import CompletionRequest, Generation
+from .protocol import BEAM_FIELDS, CompletionRequest, Generation
 
 # Same name, same meaning.
 _SAME = (
@@ -55,6 +55,9 @@ def _params(body: Generation, **more: Any) -> SamplingParams:
     bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
     return SamplingParams(
         n=body.n or 1,
+        best_of=body.best_of,
+        use_beam_search=bool(body.use_beam_search),
+        **({name: getattr(body, name) for name in BEAM_FIELDS} if body.use_beam_search else {}),
         # OpenAI's default; the engine's own would be greedy.
         temperature=1.0 if body.temperature is None else body.temperature,
         # OpenAI's seeds are signed.

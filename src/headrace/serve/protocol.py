@@ -59,12 +59,8 @@ Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 
 NOT_YET = "not in this version"
-_BEAMS = f"beam search is {NOT_YET}"
 
 MISSING_SAMPLING = (
-    Missing("use_beam_search", _BEAMS, (None, False)),
-    Missing("length_penalty", _BEAMS, (None, 1.0)),
-    Missing("early_stopping", _BEAMS, (None, False)),
     Missing("return_context_logits", f"raw logits are {NOT_YET}; prompt_logprobs is there", (None, False)),
     Missing("lora_request", f"LoRA is {NOT_YET}"),
     Missing("disaggregated_params", f"disaggregated serving is {NOT_YET}"),
@@ -136,6 +132,16 @@ class StreamOptions(Body):
         return self
 
 
+BEAM_FIELDS: dict[str, tuple[Any, ...]] = {
+    "beam_width_array": (None,),
+    "beam_search_diversity_rate": (None,),
+    "length_penalty": (None, 1.0),
+    "early_stopping": (None, False),
+}
+"""Fields that say nothing without ``use_beam_search``, and the values that are taken all the same: clients send them
+as their own defaults."""
+
+
 class Generation(Body):
     """What completions and chat share."""
 
@@ -189,7 +195,14 @@ class Generation(Body):
     """The text is one of these."""
     guided_grammar: Text | None = None
     cache_salt: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    """Outputs that are compared, of which n come back; with use_beam_search: the beams. A stream then has each choice
+    in one piece."""
+    use_beam_search: bool | None = None
+    beam_width_array: Annotated[list[Annotated[int, Field(ge=1, le=128)]], FEW_ITEMS] | None = None
+    beam_search_diversity_rate: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    length_penalty: Annotated[float, Field(ge=-50.0, le=50.0)] | None = None
+    early_stopping: bool | int | None = None
 
     def guided(self) -> GuidedDecodingParams | None:
         """What the text must look like, whichever field says so."""
@@ -210,8 +223,10 @@ class Generation(Body):
             raise refused("stream_options", "stream_options goes with stream=true only")
         if self.prompt_logprobs is not None and self.stream:
             raise refused("prompt_logprobs", "prompt_logprobs goes with stream=false only; echo with logprobs streams")
-        if self.best_of not in (None, self.n or 1):
-            raise refused("best_of", f"best_of={self.best_of} other than n={self.n or 1} is {NOT_YET}; leave it out")
+        if not self.use_beam_search:
+            for name, neutral in BEAM_FIELDS.items():
+                if getattr(self, name) not in neutral:
+                    raise refused(name, f"{name} goes with use_beam_search=true only")
         for token in self.logit_bias or ():
             if not (token.isascii() and token.isdigit() and len(token) <= 10):
                 raise refused("logit_bias", f"logit_bias: {token!r:.50} is not a token id")
@@ -268,8 +283,8 @@ class CompletionRequest(Generation):
     def _completion_consistent(self) -> Self:
         if self.echo and not self.detokenize:
             raise refused("echo", "echo is text: it goes with detokenize=true only")
-        if len(self.prompt) * (self.n or 1) > MAX_SEQUENCES:
-            many = f"{len(self.prompt)} prompts x n={self.n}"
+        if len(self.prompt) * max(self.n or 1, self.best_of or 1) > MAX_SEQUENCES:
+            many = f"{len(self.prompt)} prompts x n={self.n}, best_of={self.best_of}"
             raise refused("n", f"{many} are more than {MAX_SEQUENCES} outputs; send several requests")
         return self
 
