@@ -65,8 +65,8 @@ QUICK_WITH = {
     "best_of": frozenset[str](),
     "beam_search": frozenset(("chunked_prefill", "kv_reuse", "preemption", "overlap", "graph", "ngram", "guided")),
 }
-"""Features whose pairs take a plain run of their own: the quick tier has them with these alone, the slow one has each
-of the other pairs on one family."""
+"""Features whose pairs take a plain run of their own: the quick tier has them with these alone, the slow one has
+each of the other pairs on a family."""
 
 Tier = Literal["quick", "slow", "full"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headrace import LLM, KvCacheConfig, SamplingParams
-from parity import tiny
+from headrace.eval import tiny
 
 PROMPTS = ([5, 6, 7, 8, 9, 10, 11] * 6, [44, 3, 120], [9])
 
