@@ -49,7 +49,7 @@ def test_llama4_out_of_a_checkpoint_with_a_vision_tower(tmp_path: Path, caplog: 
     assert "text only" in caplog.text
 
 
-def test_gpt_oss_in_mxfp4_is_the_model_of_its_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_gpt_oss_in_mxfp4_is_the_model_of_its_values(tmp_path: Path) -> None:
     model = make("gpt-oss")
     plain, packed = save(model, tmp_path / "plain"), save(model, tmp_path / "packed")
     floats, blocks = load_file(plain / "model.safetensors"), load_file(packed / "model.safetensors")
@@ -68,7 +68,6 @@ def test_gpt_oss_in_mxfp4_is_the_model_of_its_values(tmp_path: Path, caplog: pyt
     reference = type(model).from_pretrained(plain, attn_implementation="eager", experts_implementation="eager").eval()
     want = reference(torch.tensor([prompt])).logits[0].log_softmax(-1)
     assert (ModelRun(packed).logprobs(prompt) - want).abs().max() < 5e-4
-    assert "dequantised" in caplog.text
 
 
 def test_gpt_oss_in_older_words(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from headrace.weights.checkpoint import open_checkpoint
 from parity.harness import ModelRun
 from plain_weights import plain, set_plain
 from tiny_text import write_tokenizer
+from weights.forms import FORMS, requantise
 from weights.gguf_files import BLOCK_TYPES, write_gguf
 
 PROMPT = [(7 * i) % 45 + 3 for i in range(60)]
@@ -30,12 +32,17 @@ MIXED = {"attn_q": "Q4_0", "attn_k": "Q4_0", "attn_v": "Q8_0", "ffn_gate": "Q5_0
 
 
 class RoundedLinear(ReferenceLinear):
-    """Dense products with activations rounded as in blocks."""
+    """Dense products with activations rounded as in blocks, but for weights of ``plain_height`` outputs."""
 
-    def apply(self, x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+    def __init__(self, plain_height: int = 0) -> None:
+        self._plain_height = plain_height
+
+    def apply(self, x: torch.Tensor, weight: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if weight.shape[0] == self._plain_height:
+            return super().apply(x, weight, *args, **options)
         rounded = round_rows(x)
         near = (rounded.numbers * rounded.scales.unsqueeze(2)).flatten(1)[:, : x.shape[1]]
-        return super().apply(near, *args, **options)
+        return super().apply(near, weight, *args, **options)
 
 
 def logprobs(path: Path, run: ModelRun, model: Any) -> torch.Tensor:
@@ -48,13 +55,15 @@ def weights(model: Any) -> list[Weight]:
 
 
 def in_blocks_and_dense(path: Path, scheme: Any) -> tuple[Any, Any]:
-    """A model with weights in blocks, and one of their values whose products round activations alike."""
+    """A model with weights in blocks, and one of their values whose products round activations alike: of the head where
+    that is in blocks too."""
     checkpoint = open_checkpoint(path)
     ops = select_ops("cpu", torch.float32)
     ctx = BuildContext(ops, scheme=scheme or FromFile(checkpoint))
     model = build_model(checkpoint.config(), ctx)
     model.load(checkpoint)
-    dense = build_model(checkpoint.config(), replace(ctx, ops=replace(ops, linear=RoundedLinear()), scheme=NO_SCHEME))
+    rounded = RoundedLinear(0 if model.head.weight.formats else model.head.weight.shape[0])
+    dense = build_model(checkpoint.config(), replace(ctx, ops=replace(ops, linear=rounded), scheme=NO_SCHEME))
     dense.load(checkpoint)
     checkpoint.close()
     return model, dense
@@ -86,11 +95,12 @@ def plain_values(weight: Weight) -> torch.Tensor:
     return torch.cat([ops.embed(torch.arange(last - first), data) for (first, last, ops), data in parts])
 
 
-def assert_near(path: Path, model: Any, dense: Any) -> None:
-    """Where fp32 noise tips a number of an activation over, a logprob moves by a step; elsewhere it stays."""
+def assert_near(path: Path, model: Any, dense: Any, n_rows: int = len(PROMPT)) -> None:
+    """Where fp32 noise tips a number of an activation over, a logprob moves by a step, and those behind it move along;
+    elsewhere it stays, in the first ``n_rows`` mostly."""
     run = ModelRun(path)
     ours, theirs = logprobs(path, run, model), logprobs(path, run, dense)
-    assert (ours - theirs).abs().median() < 2e-5
+    assert (ours - theirs)[:n_rows].abs().median() < 2e-5
     assert (ours - theirs).abs().mean() < 0.05
 
 
@@ -103,6 +113,48 @@ def test_blocks_of_a_file_stay_as_they_are(kind, tmp_path):
     for one, other in zip(weights(model), weights(dense), strict=True):
         assert torch.equal(plain_values(one), plain(other))
     assert_near(path, model, dense)
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.kept and not name.endswith("-16")])
+def test_forms_of_folders_stay_as_they_are(name, folder, tmp_path):
+    if name.startswith("ct-"):
+        pytest.importorskip("compressed_tensors", reason="writes the files of that form")
+    path = requantise(folder, tmp_path, name)
+    model, dense = in_blocks_and_dense(path, None)
+    assert all("bits in groups" in form for form in list(model.weight_formats())[1:])
+    near = 1e-6 if FORMS[name].tolerance else 0.0
+    for one, other in zip(weights(model), weights(dense), strict=True):
+        assert (plain_values(one) - plain(other)).abs().max() <= near
+    assert_near(path, model, dense, n_rows=4)
+
+
+def test_experts_in_a_form_of_a_folder(tmp_path):
+    with torch.no_grad():
+        plain_folder = tiny.save(tiny.make("qwen3-moe", moe_intermediate_size=64), tmp_path / "plain")
+    path = requantise(plain_folder, tmp_path / "gptq", "gptq-4")
+    model, dense = in_blocks_and_dense(path, None)
+    assert model.weight_formats()["4 bits in groups of 32"] > 0
+    assert set(model.weight_formats()) == {"4 bits in groups of 32", "float32"}
+    run = ModelRun(path)
+    # Experts of floats round no activations.
+    assert (logprobs(path, run, model) - logprobs(path, run, dense)).abs().mean() < 0.05
+
+
+def test_what_is_unpacked_is_said(folder, tmp_path, caplog):
+    path = requantise(folder, tmp_path / "desc-act", "gptq-4-desc-act")
+    caplog.set_level(logging.WARNING, "headrace")
+    args = {"skip_tokenizer_init": True, "dtype": "float32", "kv_cache_config": {"max_tokens": 64}}
+    with LLM(path, **args) as llm:
+        assert set(llm.effective_config["weight_formats"]) == {"float32"}
+    assert "21 tensors are unpacked while they are read (GPTQ in 4 bits: groups are not of neighbours" in caplog.text
+    caplog.clear()
+    kept = requantise(folder, tmp_path / "kept", "gptq-4")
+    with LLM(kept, **args) as llm:
+        assert llm.effective_config["weight_formats"]["4 bits in groups of 32"] > 0
+    assert not caplog.text
+    with LLM(kept, **args, quant_config={"quant_algo": "none"}) as llm:
+        assert set(llm.effective_config["weight_formats"]) == {"float32"}
+    assert "(GPTQ in 4 bits: 4 bits in groups of 32)" in caplog.text
 
 
 def test_a_weight_of_blocks_and_floats_is_all_floats(tmp_path):

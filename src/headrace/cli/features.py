@@ -46,10 +46,14 @@ def _model_facts(name: str) -> dict[str, Any]:
     from headrace.models.registry import architecture_of, build_model
     from headrace.ops.table import select_ops
     from headrace.weights.checkpoint import open_checkpoint
+    from headrace.weights.quantised import QuantisedCheckpoint
     from headrace.weights.resolve import resolve_model
 
     checkpoint = open_checkpoint(resolve_model(name, on_note=console.note).path)
     config = checkpoint.config()
+    stored = {}
+    if isinstance(checkpoint, QuantisedCheckpoint):
+        stored = checkpoint.kept() | {f"unpacked: {what}": count for what, count in checkpoint.unpacked().items()}
     checkpoint.close()
     device = torch.device("cpu")
     built = build_model(config, BuildContext(select_ops(device, torch.bfloat16), torch.bfloat16, device))
@@ -61,6 +65,7 @@ def _model_facts(name: str) -> dict[str, Any]:
         "layers": dict(Counter(kind(spec) for spec in built.cache_specs())),
         "gives": f"text and {built.pooling.gives}" if built.pooling.generates else built.pooling.gives,
         "generates": built.pooling.generates,
+        "quantised": stored,
     }
 
 
@@ -74,6 +79,8 @@ def _facts_table(facts: dict[str, Any]) -> Any:
     table.add_row("positions", f"{facts['positions']:,}")
     for spec, count in facts["layers"].items():
         table.add_row("layers", f"{count} x {spec}")
+    for form, count in facts["quantised"].items():
+        table.add_row("stored", f"{count} x {form}")
     return table
 
 

@@ -120,7 +120,7 @@ def _engine(*flags: str, help: str, metavar: str | None = None) -> Any:
 
 def _engine_options(
     dtype: Annotated[str | None, _engine(help="auto, float32, bfloat16 or float16.")] = None,
-    quantization: Annotated[str | None, _engine(help="none, int8, int4, or gguf: the file's own blocks.")] = None,
+    quantization: Annotated[str | None, _engine(help="int8, int4, gguf, or none: see docs/quantisation.md.")] = None,
     max_batch_size: Annotated[int | None, _engine(help="Sequences that run at once.")] = None,
     max_num_tokens: Annotated[int | None, _engine(help="Rows of one step (512).")] = None,
     max_beam_width: Annotated[int | None, _engine(help="Most beams of a request.")] = None,
@@ -163,7 +163,7 @@ def _engine_options(
     cache = {name: value for name, value in (("max_tokens", kv_tokens), ("dtype", kv_cache_dtype)) if value is not None}
     if cache:
         arguments["kv_cache_config"] = cache
-    if quantization not in (None, "none"):
+    if quantization is not None:
         arguments["quant_config"] = {"quant_algo": quantization}
     arguments |= _drafting(speculative, draft_model, draft_len)
     return gather(config, arguments, settings or ())

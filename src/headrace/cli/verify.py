@@ -17,7 +17,9 @@ def verify_command(
     model: Annotated[str, typer.Argument(help="Built-in name, folder, .gguf file or hub id.")] = DEFAULT_MODEL,
     *,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    quantization: Annotated[str, typer.Option(help="none, int8, int4, or gguf: the file's own blocks.")] = "none",
+    quantization: Annotated[
+        str | None, typer.Option(help="int8, int4, gguf, or none: see docs/quantisation.md.")
+    ] = None,
     requests: Annotated[int, typer.Option(min=6, help="Requests of each run.")] = 6,
     output_len: Annotated[int, typer.Option(min=2, help="Tokens generated for each request.")] = 24,
     seed: Annotated[int, typer.Option(help="Seed of the random prompts.")] = 7,
@@ -33,7 +35,7 @@ def verify_command(
         raise typer.BadParameter(f"{unknown[0]!r} is no check; there are: {', '.join(names)}", param_hint="--only")
     checks = [check for check in CHECKS if not only or check.name in only]
     show_log(quiet=True)
-    weights = {"dtype": dtype, "quant_config": None if quantization == "none" else {"quant_algo": quantization}}
+    weights = {"dtype": dtype, "quant_config": None if quantization is None else {"quant_algo": quantization}}
     with LLM(model, **weights, max_batch_size=1, kv_cache_config={"max_tokens": 512}) as llm:
         vocab_size = llm.effective_config["vocab_size"]
         bits = promises_bits(llm.effective_config)

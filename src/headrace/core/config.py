@@ -37,8 +37,10 @@ class KvCacheConfig(Config):
 class QuantConfig(Config):
     """How weights are kept. It changes outputs, as another dtype does; see docs/quantisation.md for how much."""
 
-    quant_algo: Literal["int8", "int4", "gguf"]
-    """int8, int4: floats are rounded when they are loaded. gguf: the blocks of a GGUF file stay as they are."""
+    quant_algo: Literal["int8", "int4", "gguf", "none"]
+    """int8, int4: floats are rounded when they are loaded. gguf: the blocks of a GGUF file stay as they are. none: all
+    weights are unpacked to ``dtype``. Without a ``QuantConfig`` what a folder has in few bits stays so, where there are
+    kernels for its form, and all else is in ``dtype``."""
 
 
 class BuildCacheConfig(Config):

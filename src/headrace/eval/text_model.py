@@ -29,18 +29,21 @@ class Mode:
 
     name: str
     dtype: torch.dtype
-    quant_algo: str | None = None
+    quant_algo: str | None
+    """As in ``QuantConfig``."""
 
 
 MODES = {
-    "float32": Mode("float32", torch.float32),
-    "bfloat16": Mode("bfloat16", torch.bfloat16),
+    "float32": Mode("float32", torch.float32, "none"),
+    "bfloat16": Mode("bfloat16", torch.bfloat16, "none"),
     "int8": Mode("int8", torch.float32, "int8"),
     "int4": Mode("int4", torch.float32, "int4"),
     "gguf": Mode("gguf", torch.float32, "gguf"),
+    "stored": Mode("stored", torch.float32, None),
     "int8-bfloat16": Mode("int8-bfloat16", torch.bfloat16, "int8"),
     "int4-bfloat16": Mode("int4-bfloat16", torch.bfloat16, "int4"),
     "gguf-bfloat16": Mode("gguf-bfloat16", torch.bfloat16, "gguf"),
+    "stored-bfloat16": Mode("stored-bfloat16", torch.bfloat16, None),
 }
 """By name: a dtype, or a ``quant_algo`` with activations in fp32 or in bfloat16."""
 

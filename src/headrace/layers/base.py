@@ -16,7 +16,7 @@ import torch
 from headrace.cache.specs import CacheSpec
 from headrace.ops.storage import PLAIN, Storage
 from headrace.ops.table import Ops
-from headrace.quant.formats import BlockFormat
+from headrace.quant.formats import BlockFormat, BlockRows
 from headrace.quant.schemes import NO_SCHEME, Scheme
 from headrace.weights.checkpoint import Checkpoint
 
@@ -66,6 +66,13 @@ class Source:
         height = (self.last - self.first) // self.shape[0]
         for first, slices in checkpoint.rows(self.name):
             yield first * height, self.turn(slices)
+
+    def read_blocks(self, checkpoint: Any) -> Iterator[tuple[int, BlockRows]]:
+        """As ``read``, of a tensor that is stored in blocks and is turned."""
+        assert self.turn is not None
+        height = (self.last - self.first) // self.shape[0]
+        for first, slices in checkpoint.block_rows(self.name):
+            yield first * height, slices.map(self.turn)
 
     def runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Rows [start, stop) of the tensor, in stretches that stay together: (from, to, row of the parameter)."""
@@ -212,6 +219,9 @@ class _Turned:
 
     def rows(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
         yield from self._source.read(self._checkpoint)
+
+    def block_rows(self, name: str) -> Iterator[tuple[int, BlockRows]]:
+        yield from self._source.read_blocks(self._checkpoint)
 
 
 def _parts(sources: tuple[Source, ...], formats: list[BlockFormat]) -> tuple[tuple[int, BlockFormat], ...]:

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 BLOCK = 32
 """Values of k that are multiplied as whole numbers at a time: what activations have a scale for."""
+
+
+Codes = Literal["whole", "e2m1", "e4m3"]
+"""What numbers in memory stand for: themselves, or floats of so many bits of exponent and mantissa beside the sign, as
+the Open Compute Project's formats FP4 and FP8 (the latter without infinities) have them."""
+
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def decode(numbers: torch.Tensor, codes: Codes) -> torch.Tensor:
+    """uint8 to the float32 that each stands for."""
+    if codes == "e2m1":
+        return torch.tensor([*_E2M1, *(-value for value in _E2M1)])[numbers.int()]
+    return (numbers if codes == "whole" else numbers.view(torch.float8_e4m3fn)).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +38,8 @@ class BlockFormat:
     has_minimum: bool = False
     has_wide_scales: bool = False
     """Scales and minima in float32, else in float16."""
+    codes: Codes = "whole"
+    """Other than whole numbers have neither offset nor minimum."""
 
     @property
     def scale_dtype(self) -> torch.dtype:
@@ -34,7 +51,7 @@ class BlockFormat:
 
     def __str__(self) -> str:
         """Bits, then what goes with them: 4 bits in groups of 32 with minima."""
-        minima = " with minima" if self.has_minimum else ""
+        minima = " with minima" if self.has_minimum else "" if self.codes == "whole" else f" as {self.codes}"
         wide = " (fp32 scales)" if self.has_wide_scales else ""
         return f"{self.bits} bits in groups of {self.group}{minima}{wide}"
 
@@ -66,6 +83,11 @@ class BlockRows:
         minima = None if self.minima is None else change(self.minima)
         return BlockRows(self.format, change(self.numbers), change(self.scales), minima)
 
+    def map_scales(self, change: Callable[[torch.Tensor], torch.Tensor]) -> BlockRows:
+        """With ``change`` done to scales and minima."""
+        minima = None if self.minima is None else change(self.minima)
+        return BlockRows(self.format, self.numbers, change(self.scales), minima)
+
     def values(self) -> torch.Tensor:
         """[n, n_in] float32: the product is rounded, then the sum."""
         n_in = self.numbers.shape[1]
@@ -73,5 +95,5 @@ class BlockRows:
         def spread(numbers: torch.Tensor) -> torch.Tensor:
             return numbers.float().repeat_interleave(self.format.group, dim=1)[:, :n_in]
 
-        product = (self.numbers.float() - self.format.offset) * spread(self.scales)
+        product = (decode(self.numbers, self.format.codes) - self.format.offset) * spread(self.scales)
         return product if self.minima is None else product + spread(self.minima)

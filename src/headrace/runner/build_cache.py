@@ -125,7 +125,9 @@ def _owns_pages(part: torch.Tensor) -> bool:
 
 def _key(model: Model, checkpoint: Checkpoint) -> str:
     """A name for all that the bytes of the parameters depend on."""
-    files = sorted({checkpoint.file_of(name) for name in checkpoint.names()})
+    # How few bits are to be read stands in files that ``config()`` does not give all of.
+    beside = {checkpoint.path / name for name in ("config.json", "hf_quant_config.json")}
+    files = sorted({checkpoint.file_of(name) for name in checkpoint.names()} | set(filter(Path.is_file, beside)))
     core_level = core.native().level() if core.is_available() else None
     facts: list[Any] = [_this_package(), core_level, checkpoint.config(), _stamps(files), model.layout()]
     return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True, default=str).encode())

@@ -72,14 +72,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        from .fp8_blocks import Fp8BlockCheckpoint, is_fp8_blocks
-        from .mxfp4 import Mxfp4Checkpoint, is_mxfp4
+        from .quantised import open_quantised, quantisation_of
         from .safetensors import SafetensorsCheckpoint
 
         stored = SafetensorsCheckpoint(path)
-        if is_fp8_blocks(stored.config()):
-            return Fp8BlockCheckpoint(stored)
-        return Mxfp4Checkpoint(stored) if is_mxfp4(stored.config()) else stored
+        quantised = quantisation_of(stored)
+        return stored if quantised is None else open_quantised(stored, quantised)
     if path.suffix == ".gguf" and path.is_file():
         from .gguf import GgufCheckpoint
 

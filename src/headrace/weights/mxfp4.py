@@ -1,124 +1,121 @@
-"""Experts in MXFP4 (GPT-OSS), dequantised while they are read.
+"""MXFP4: blocks of 32 values of 4 bits (e2m1) that share a power of two, of matrices and of experts (GPT-OSS).
 
-The format: blocks of 32 values of 4 bits (sign, 2 bits of exponent, 1 of mantissa) that share a power of two; Open
-Compute Project, "Microscaling Formats (MX) Specification", version 1.0.
+The format: Open Compute Project, "Microscaling Formats (MX) Specification", version 1.0. A byte holds two neighbours,
+the first in its low bits. A scale s stands for 2^(s - 127).
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from headrace.core.errors import CheckpointError
+from headrace.quant.formats import BlockFormat, BlockRows, decode
 
-from .checkpoint import Checkpoint
-from .files import Rows, check_destination, fill_by_rows
-
-log = logging.getLogger("headrace")
+from .few_bits import pairs
+from .files import Rows, slices
+from .forms import Found, check_part
+from .grouped import KERNELS, Grouped, Parts
+from .safetensors import SafetensorsCheckpoint
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
-_BLOCK_BYTES = 16
-_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_BLOCK, _BLOCK_BYTES = 32, 16
+_FORMAT = BlockFormat(4, 0, has_wide_scales=True, codes="e2m1")
 
 
-def is_mxfp4(config: Mapping[str, Any]) -> bool:
-    """Whether ``quantization_config`` asks for this form."""
-    quantised = config.get("quantization_config")
-    return isinstance(quantised, Mapping) and quantised.get("quant_method") == "mxfp4"
+def find(stored: SafetensorsCheckpoint, config: Mapping[str, Any]) -> Found:
+    """The tensors ``P`` that are stored as ``P_blocks`` and ``P_scales``. Raises CheckpointError for parts that do not
+    fit together."""
+    names = frozenset(stored.names())
+    bases = [name.removesuffix(_BLOCKS) for name in names if name.endswith(_BLOCKS)]
+    forms = {base: Mxfp4Experts(stored, names, base) for base in bases}
+    return Found(forms, frozenset(base + end for base in bases for end in (_BLOCKS, _SCALES)))
 
 
-class Mxfp4Checkpoint:
-    """A ``Checkpoint`` over one whose tensors ``P`` [n, k, m] may be stored as ``P_blocks`` uint8 [n, m, k / 32, 16]
-    and ``P_scales`` uint8 [n, m, k / 32]: note that the last two dimensions change places.
+class Mxfp4Experts:
+    """A tensor [n, k, m] that is stored as uint8 [n, m, k / 32, 16] and scales uint8 [n, m, k / 32]: note that the last
+    two dimensions change places. Every value has a place in bfloat16.
 
-    A byte holds two neighbours, the first in its low bits. A scale s stands for 2^(s - 127). Every value has a place in
-    bfloat16, which ``dtype`` gives for them.
+    ``k`` of experts is what products sum over, so that ``block_rows`` has groups along the second dimension.
     """
 
-    def __init__(self, stored: Checkpoint) -> None:
-        self.path = stored.path
-        self._stored = stored
-        log.warning("%s: MXFP4 experts are dequantised while they are read, and computed with in dtype", stored.path)
-        self._names = []
-        self._quantised: dict[str, tuple[int, ...]] = {}
-        present = set(stored.names())
-        for name in stored.names():
-            plain = name.removesuffix(_BLOCKS)
-            if name.endswith(_BLOCKS):
-                self._quantised[plain] = self._checked_shape(plain, present)
-            if not (name.endswith(_SCALES) and name.removesuffix(_SCALES) + _BLOCKS in present):
-                self._names.append(plain)
-        low, high = torch.arange(256) & 15, torch.arange(256) >> 4
-        values = torch.tensor([*_VALUES, *(-value for value in _VALUES)])
-        self._pairs = torch.stack((values[low], values[high]), 1)
+    dtype = torch.bfloat16
+    label = "MXFP4 experts"
 
-    def config(self) -> dict[str, Any]:
-        """Without ``quantization_config``: what ``rows`` gives is not quantised."""
-        return {name: value for name, value in self._stored.config().items() if name != "quantization_config"}
+    def __init__(self, stored: SafetensorsCheckpoint, names: frozenset[str], base: str) -> None:
+        self._read = stored.part
+        self.stored, self._scales = base + _BLOCKS, base + _SCALES
+        where = f"{stored.file_of(self.stored)}: tensor {self.stored!r}"
+        if self._scales not in names:
+            raise CheckpointError(f"{where} has no {self._scales!r}")
+        shape = stored.shape(self.stored)
+        if len(shape) != 4 or shape[3] != _BLOCK_BYTES:
+            raise CheckpointError(f"{where}: expected [n, m, k / 32, {_BLOCK_BYTES}], found {list(shape)}")
+        check_part(stored, self.stored, (torch.uint8,), shape)
+        check_part(stored, self._scales, (torch.uint8,), shape[:3])
+        self.shape = (shape[0], _BLOCK * shape[2], shape[1])
 
-    def generation_config(self) -> dict[str, Any]:
-        return self._stored.generation_config()
+    @property
+    def why_dense(self) -> str:
+        return "" if "e2m1" in KERNELS else "there are no kernels for e2m1"
 
-    def names(self) -> Sequence[str]:
-        return list(self._names)
+    @property
+    def format(self) -> BlockFormat | None:
+        return None if self.why_dense else _FORMAT
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._quantised[name] if name in self._quantised else self._stored.shape(name)
+    def rows(self, path: Path) -> Rows:
+        def read(first: int, last: int) -> torch.Tensor:
+            numbers, scales = self._parts(first, last, path)
+            values = decode(numbers, "e2m1").unflatten(2, (-1, _BLOCK)) * scales.unsqueeze(3)
+            return values.bfloat16().flatten(2).transpose(1, 2)
 
-    def dtype(self, name: str) -> torch.dtype:
-        return torch.bfloat16 if name in self._quantised else self._stored.dtype(name)
+        return slices(self.shape[0], self._slice_bytes, read)
 
-    def tensor(self, name: str) -> torch.Tensor:
-        out = torch.empty(self.shape(name), dtype=self.dtype(name))
-        self.read_into(name, out)
-        return out
+    def block_rows(self, path: Path) -> Iterator[tuple[int, BlockRows]]:
+        def read(first: int, last: int) -> BlockRows:
+            numbers, scales = self._parts(first, last, path)
+            return BlockRows(_FORMAT, numbers.transpose(1, 2), scales.transpose(1, 2))
 
-    def read_into(self, name: str, out: torch.Tensor) -> None:
-        if name not in self._quantised:
-            self._stored.read_into(name, out)
-            return
-        check_destination(out, self.shape(name), self.path, name)
-        fill_by_rows(out, self.rows(name))
+        return slices(self.shape[0], self._slice_bytes, read)
 
-    def rows(self, name: str) -> Rows:
-        return self._dequantised(name) if name in self._quantised else self._stored.rows(name)
+    @property
+    def _slice_bytes(self) -> int:
+        return self.shape[1] * self.shape[2] * 4
 
-    def file_of(self, name: str) -> Path:
-        return self._stored.file_of(f"{name}{_BLOCKS}" if name in self._quantised else name)
+    def _parts(self, first: int, last: int, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+        """Numbers [n, m, k] and float32 scales [n, m, k / 32]."""
+        scales = powers(self._read(self._scales, first, last))
+        if not scales.isfinite().all():
+            raise CheckpointError(f"{path}: {self._scales!r} has scales that are not a number")
+        return pairs(self._read(self.stored, first, last)).flatten(2), scales
 
-    def nbytes(self) -> int:
-        return self._stored.nbytes()
 
-    def close(self) -> None:
-        self._stored.close()
+def powers(scales: torch.Tensor) -> torch.Tensor:
+    """uint8 to the float32 powers of two that they stand for."""
+    return scales.view(torch.float8_e8m0fnu).float()
 
-    def _dequantised(self, name: str) -> Rows:
-        scales = self._stored.tensor(f"{name}{_SCALES}").view(torch.float8_e8m0fnu)
-        for first, blocks in self._stored.rows(f"{name}{_BLOCKS}"):
-            factors = scales[first : first + len(blocks)].float()[..., None, None]
-            values = (self._pairs[blocks.int()] * factors).bfloat16()
-            yield first, values.flatten(2).transpose(1, 2)
 
-    def _checked_shape(self, name: str, present: set[str]) -> tuple[int, ...]:
-        """Raises CheckpointError for parts that do not fit together."""
-        blocks, scales = f"{name}{_BLOCKS}", f"{name}{_SCALES}"
-        where = f"{self._stored.file_of(blocks)}: tensor {blocks!r}"
-        if scales not in present:
-            raise CheckpointError(f"{where} has no {scales!r}")
-        shape = self._stored.shape(blocks)
-        kinds = {self._stored.dtype(blocks), self._stored.dtype(scales)}
-        if (
-            len(shape) != 4
-            or shape[3] != _BLOCK_BYTES
-            or self._stored.shape(scales) != shape[:3]
-            or kinds != {torch.uint8}
-        ):
-            raise CheckpointError(
-                f"{where}: expected uint8 [n, m, k / 32, {_BLOCK_BYTES}] with scales uint8 [n, m, k / 32], found"
-                f" {list(shape)} with scales {list(self._stored.shape(scales))}, {', '.join(map(str, kinds))}"
-            )
-        return shape[0], 32 * shape[2], shape[1]
+def matrix(stored: SafetensorsCheckpoint, packed: str, scales: str, label: str) -> Grouped:
+    """A matrix [n, k] in uint8 [n, k / 2] and scales uint8 [n, k / 32]."""
+    n_out, n_in = stored.shape(packed)[0], 2 * stored.shape(packed)[1]
+    check_part(stored, scales, (torch.uint8,), (n_out, -(-n_in // _BLOCK)))
+    return Grouped(
+        shape=(n_out, n_in),
+        label=label,
+        stored=packed,
+        bits=4,
+        group=_BLOCK,
+        open=partial(_open, stored, packed, scales),
+        codes="e2m1",
+    )
+
+
+def _open(stored: SafetensorsCheckpoint, packed: str, scales: str) -> Parts:
+    return Parts(
+        lambda first, last: pairs(stored.part(packed, first, last)),
+        lambda first, last: powers(stored.part(scales, first, last)),
+    )

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,15 @@ class SafetensorsCheckpoint:
     def rows(self, name: str) -> Rows:
         entry = self._entry(name)
         n_rows = entry.shape[0]
-        row_bytes = entry.nbytes // max(n_rows, 1)
+        return slices(n_rows, entry.nbytes // max(n_rows, 1), partial(self.part, name))
 
-        def read(first: int, last: int) -> torch.Tensor:
-            part = torch.empty((last - first, *entry.shape[1:]), dtype=entry.dtype)
-            entry.file.read_into(as_bytes(part), entry.offset + first * row_bytes, f"tensor {name!r}")
-            return part
-
-        return slices(n_rows, row_bytes, read)
+    def part(self, name: str, first: int, last: int) -> torch.Tensor:
+        """Rows [first, last) of a tensor of one dimension or more, as stored."""
+        entry = self._entry(name)
+        row_bytes = entry.nbytes // max(entry.shape[0], 1)
+        part = torch.empty((last - first, *entry.shape[1:]), dtype=entry.dtype)
+        entry.file.read_into(as_bytes(part), entry.offset + first * row_bytes, f"tensor {name!r}")
+        return part
 
     def file_of(self, name: str) -> Path:
         return self._entry(name).file.path
