@@ -21,7 +21,7 @@ def sliding(window: int) -> SlidingKV:
     return SlidingKV(1, 16, 2, window)
 
 
-def cache(*specs: CacheSpec, tokens: int = 640, **options: bool) -> CacheManager:
+def cache(*specs: CacheSpec, tokens: int = 640, **options: int) -> CacheManager:
     groups = group_layers(specs or (FULL,))
     return CacheManager(groups, arena_for_tokens(groups, tokens), CacheOptions(**options))
 
@@ -302,13 +302,65 @@ def test_a_state_is_resumed_where_a_block_ends_and_nowhere_else() -> None:
 
 
 def test_of_the_states_left_behind_the_newest_is_the_last_to_be_given_up() -> None:
-    manager = cache(FULL, RecurrentState(64))
+    manager = cache(FULL, RecurrentState(64), checkpoint_tokens=32)
     manager.retire(run(manager, text(100)))
     for given_up, found in ((1, 96), (2, 96), (3, 0)):
         manager.pool.check()
         assert manager.index.evict(1)
         manager.check_integrity()
         assert manager.lookup(None, text(100), 99).length == found, given_up
+
+
+def lengths_found(manager: CacheManager, tokens: list[int]) -> list[int]:
+    """Where ``tokens``, cut after so many blocks, are resumed."""
+    return [manager.lookup(None, [*tokens[:cut], 1], cut).length for cut in range(32, len(tokens) + 1, 32)]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 32, 50, 500])
+@pytest.mark.parametrize(
+    ("interval", "kept"), [(32, [32, 64, 96, 128, 160, 192, 224]), (64, [64, 128, 192]), (96, [96, 192])]
+)
+def test_states_are_kept_at_intervals_and_at_the_end(rows: int, interval: int, kept: list[int]) -> None:
+    """However many rows a step has; the last one is the state of the block that was whole last."""
+    manager, tokens = cache(FULL, RecurrentState(64), checkpoint_tokens=interval), text(234)
+    lease = manager.place(0, manager.lookup(None, tokens, 233), tokens, 0).lease
+    for first in range(0, len(tokens), rows):
+        last = min(first + rows, len(tokens))
+        manager.grow(0, lease, last)
+        manager.commit(lease, tokens, last)
+        manager.check_integrity()
+    manager.retire(lease)
+    manager.check_integrity()
+    expected = [max([length for length in (0, *kept, 224) if length <= cut], default=0) for cut in range(32, 225, 32)]
+    assert lengths_found(manager, tokens[:224]) == expected
+    assert sum(manager.pool.cached[1]) == len({*kept, 224})
+
+
+def test_the_end_of_a_turn_is_kept_for_other_turns_that_begin_there() -> None:
+    manager, first = cache(FULL, RecurrentState(64), checkpoint_tokens=128), text(104)
+    manager.retire(run(manager, first))
+    second = first[:96] + text(100, 5000)
+    manager.retire(run(manager, second))
+    assert lengths_found(manager, second[:192]) == [0, 0, 96, 128, 128, 192]
+    assert manager.lookup(None, [*first[:96], 7, 8], 97).length == 96
+    manager.check_integrity()
+
+
+def test_a_state_that_somebody_reads_is_not_thinned_out() -> None:
+    """Two run through the same tokens; the second holds what the first leaves behind."""
+    manager, tokens = cache(FULL, RecurrentState(64), checkpoint_tokens=128), text(160)
+    lease = manager.place(0, manager.lookup(None, tokens, 159), tokens, 96).lease
+    manager.commit(lease, tokens[:96], 96)
+    hit = manager.lookup(None, [*tokens[:96], 1], 96)
+    assert hit.length == 96
+    other = manager.place(1, hit, [*tokens[:96], 1], 97).lease
+    manager.grow(0, lease, 160)
+    manager.commit(lease, tokens, 160)
+    manager.check_integrity()
+    assert other.block_at(1, 2) in manager.index._node_of[1]
+    manager.retire(other)
+    manager.retire(lease)
+    manager.check_integrity()
 
 
 def test_a_running_sequence_holds_the_state_that_its_next_row_reads() -> None:

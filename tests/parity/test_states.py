@@ -65,6 +65,28 @@ def test_drafts_are_accepted_and_change_nothing(folder: Path) -> None:
     assert drafted[2]["drafts_proposed"] > drafted[2]["drafts_accepted"]
 
 
+def test_a_longer_interval_keeps_fewer_states_and_changes_no_output(folder: Path) -> None:
+    (prefix,) = random_prompts(317, [500])
+    prompts = [[*prefix, *own] for own in random_prompts(317, [40, 23])]
+    found = {}
+    for interval in (32, 256):
+        cache = KvCacheConfig(state_checkpoint_interval=interval)
+        with LLM(str(folder), kv_cache_config=cache, **_ARGS) as llm:
+            answers = [_generate(llm, prompt) for prompt in prompts]
+            found[interval] = answers, llm.get_stats()[-1]["witnesses"]["cached_tokens.device"]
+    assert found[32][0] == found[256][0]
+    assert (found[32][1], found[256][1]) == (480, 256)
+
+
+def test_the_interval_is_refused_where_there_are_no_states(tmp_path: Path) -> None:
+    with torch.no_grad():
+        save(make("llama"), tmp_path)
+    with pytest.raises(ConfigError, match="state_checkpoint_interval=64: this model has no recurrent states"):
+        LLM(tmp_path, kv_cache_config=KvCacheConfig(state_checkpoint_interval=64), skip_tokenizer_init=True)
+    with pytest.raises(ConfigError, match=r"state_checkpoint_interval.*multiple of 32"):
+        KvCacheConfig(state_checkpoint_interval=48)
+
+
 def test_partial_reuse_is_refused_with_the_reason(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"enable_partial_reuse=True: a recurrent state .* leave it out"):
         LLM(str(folder), kv_cache_config=KvCacheConfig(enable_partial_reuse=True), **_ARGS)

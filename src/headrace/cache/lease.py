@@ -28,9 +28,11 @@ class BlockLease:
         "identity",
         "media",
         "n_blocks",
+        "n_found",
         "n_indexed",
         "n_shared",
         "node",
+        "passed",
         "pending",
         "retired",
     )
@@ -49,6 +51,10 @@ class BlockLease:
         self.n_indexed = 0
         self.n_shared = 0
         """Leading blocks, all written, that beams of the same request may hold too."""
+        self.n_found = 0
+        """Blocks that were in the index when the sequence was admitted."""
+        self.passed: dict[int, tuple[int, int]] = {}
+        """The last checkpoint that the sequence has made and left behind: number and block, by group of states."""
         self.pending: bytes | None = None
         """Key of the block that this sequence computes next, if others may wait for it."""
         self.media: CrossEntry | None = None

@@ -32,6 +32,8 @@ class CacheOptions:
     block_reuse: bool = True
     partial_reuse: bool = True
     """A prefix that ends inside a block is copied, if every group can go on from there."""
+    checkpoint_tokens: int = 64
+    """Recurrent states are kept for others where a multiple of these tokens ends, and at the end of a sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class CacheManager:
         self._n_token_groups = len(of_tokens)
         """They stand before the others."""
         self._windowed = [group.index for group in groups if not group.spec.keeps_all]
+        self._checkpoint_blocks = options.checkpoint_tokens // BLOCK_TOKENS
         self._partial_reuse = options.partial_reuse and all(spec.resumes_inside for spec in self._specs)
         self.pool = BlockPool(layout)
         self.index = (
@@ -182,7 +185,7 @@ class CacheManager:
         copies = () if hit.source is None else self._copies(hit.source.blocks, [row[0] for row in new])
         held = [deque(old + fresh) for old, fresh in zip(hit.blocks, new, strict=True)]
         lease = self._register(BlockLease(hit.identity, list(hit.first), held, blocks_of(end)))
-        lease.node, lease.n_indexed, lease.media = hit.node, hit.n_whole, media
+        lease.node, lease.n_indexed, lease.n_found, lease.media = hit.node, hit.n_whole, hit.n_whole, media
         self.index.announce(lease, tokens)
         self._count_hit(hit, len(tokens))
         updates = tuple(
@@ -261,10 +264,21 @@ class CacheManager:
         is_checkpoint = not self._specs[group].resumes_inside
         while lease.first[group] < needed:
             # The newest is where the next turn of a conversation goes on: worth as much as the keys before it.
-            newest = is_checkpoint and lease.first[group] + 1 == needed
-            self._unpin(group, lease.blocks[group].popleft(), stale=not newest)
+            number, block = lease.first[group], lease.blocks[group].popleft()
+            newest = is_checkpoint and number + 1 == needed
+            self._unpin(group, block, stale=not newest)
+            if is_checkpoint:
+                self._thin(lease, group, number, block)
             lease.first[group] += 1
             self.counters["blocks_freed_out_of_window"] += 1
+
+    def _thin(self, lease: BlockLease, group: int, number: int, block: int) -> None:
+        """The sequence has gone past another checkpoint of its own: the one before it goes, but for every so many."""
+        before = lease.passed.get(group)
+        if before is not None and (before[0] + 1) % self._checkpoint_blocks:
+            self.index.thin(lease.node, group, *before)
+        if number >= lease.n_found:
+            lease.passed[group] = (number, block)
 
     def drop(self, lease: BlockLease) -> None:
         """A step that held the lease (see ``BlockLease.hold``) has been applied."""

@@ -52,6 +52,9 @@ class NoIndex:
     def touch(self, node: Node | None) -> None:
         pass
 
+    def thin(self, node: Node | None, group: int, number: int, block: int) -> None:
+        pass
+
     def evict(self, group: int) -> bool:
         return False
 

@@ -299,6 +299,17 @@ class PrefixIndex:
         self._give_up(*victim)
         return True
 
+    def thin(self, node: Node | None, group: int, number: int, block: int) -> None:
+        """Gives up ``block`` of ``group``, number ``number`` on the way to ``node``, if it is there and nobody pins it.
+
+        Only for groups of which a prefix needs no more than the last block.
+        """
+        while node is not None and node.depth > number + 1:
+            node = node.parent
+        if node is not None and node.blocks[group] == block and node.idle_since[group] is not None:
+            self._forget(node, group)
+            self._prune(node)
+
     def _give_up(self, node: Node, group: int) -> None:
         self._forget(node, group)
         if self._specs[group].keeps_all:

@@ -32,6 +32,9 @@ class KvCacheConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: the activation dtype."""
     tokens_per_block: Literal[32] = 32
+    state_checkpoint_interval: Annotated[int, Field(ge=32, multiple_of=32)] = 64
+    """Models with recurrent states: tokens from one state that is kept for reuse to the next, beside the last one of
+    each sequence. A prefix is computed again from the last state before its end."""
 
 
 class QuantConfig(Config):

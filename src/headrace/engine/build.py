@@ -100,7 +100,7 @@ def _assemble(
     manager = CacheManager(
         capacity.groups,
         capacity.arena,
-        CacheOptions(block_reuse=cache.enable_block_reuse, partial_reuse=cache.enable_partial_reuse),
+        CacheOptions(cache.enable_block_reuse, cache.enable_partial_reuse, cache.state_checkpoint_interval),
     )
     policies = args.scheduler_config
     options = SchedulerOptions(
@@ -136,9 +136,15 @@ def _compiler(args: LlmArgs, path: Path, capacity: Capacity, eos_ids: frozenset[
 def _absent_features(args: LlmArgs, capacity: Capacity) -> dict[str, str]:
     """Features that cannot act on this model, by name, with the reason. Raises ``ConfigError`` for one that was asked
     for; what is on by default is left out."""
+    cache = args.kv_cache_config
     if all(group.spec.resumes_inside for group in capacity.groups):
+        if "state_checkpoint_interval" in cache.model_fields_set:
+            raise ConfigError(
+                f"KvCacheConfig.state_checkpoint_interval={cache.state_checkpoint_interval}: this model has no"
+                " recurrent states, and what it keeps can be resumed anywhere; leave it out"
+            )
         return {}
-    absent, cache = absent_with_states(), args.kv_cache_config
+    absent = absent_with_states()
     if cache.enable_partial_reuse and "enable_partial_reuse" in cache.model_fields_set:
         raise ConfigError(
             f"KvCacheConfig.enable_partial_reuse=True: {absent['partial_reuse']}, and this model has such states;"

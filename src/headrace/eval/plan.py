@@ -10,6 +10,7 @@ import torch
 
 from headrace.cache.groups import CacheGroup, group_layers
 from headrace.cache.specs import CacheSpec
+from headrace.core.config import KvCacheConfig
 from headrace.core.plan import BLOCK_TOKENS
 from headrace.layers.base import BuildContext
 from headrace.models.base import Model
@@ -104,5 +105,6 @@ def _weights(precision: str, model: Model) -> Weights:
 def _layers(group: CacheGroup, lengths: Sequence[int]) -> Layers:
     spec = group.spec
     held = tuple(spec.peak_blocks(length, 1) * group.block_bytes for length in lengths)
-    reusable = tuple(length // BLOCK_TOKENS * group.block_bytes for length in lengths)
+    every = BLOCK_TOKENS if spec.resumes_inside else KvCacheConfig().state_checkpoint_interval
+    reusable = tuple((length // every + (not spec.resumes_inside)) * group.block_bytes for length in lengths)
     return Layers(kind(spec), len(group.layers), held, reusable)
