@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve": ("core", "tokenizer.tokenizer", "engine.results", "engine.engine"),
     # features looks a model up without loading it; doctor asks for the memory that the engine would plan with.
     "cli": (
-        *("core", "weights", "tokenizer", "engine.results", "engine.engine", "engine.launch", "engine.spawn"),
+        *("core", "weights", "media", "tokenizer", "engine.results", "engine.engine", "engine.launch", "engine.spawn"),
         *("llm", "bench", "eval", "serve"),
         *("models.registry", "models.published", "layers.base", "ops.table", "ops.native.core", "runner.memory"),
     ),

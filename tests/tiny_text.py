@@ -8,8 +8,11 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 
-def write_tokenizer(folder: Path, vocab_size: int, chat_template: str | None = None) -> None:
-    """Ids 0 to 2 are pad, begin and end; then the 256 bytes; the rest are words that no text encodes to."""
+def write_tokenizer(
+    folder: Path, vocab_size: int, chat_template: str | None = None, beyond: tuple[str, ...] = ()
+) -> None:
+    """Ids 0 to 2 are pad, begin and end; then the 256 bytes; the rest are words that no text encodes to. ``beyond``:
+    special tokens with the ids from ``vocab_size`` on."""
     vocab = {"<pad>": 0, "<s>": 1, "</s>": 2}
     for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocab[letter] = len(vocab)
@@ -18,7 +21,7 @@ def write_tokenizer(folder: Path, vocab_size: int, chat_template: str | None = N
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<pad>", "<s>", "</s>"])
+    tokenizer.add_special_tokens(["<pad>", "<s>", "</s>", *beyond])
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     if chat_template is not None:

@@ -82,6 +82,10 @@ class Keys:
         out = self.backend.attend(q, self.cache, metadata, scale=SCALE, soft_cap=self.form.soft_cap, sinks=self.sinks)
         return list(out.split([last - first for _, first, last in parts]))
 
+    def add_where_seen(self, x: torch.Tensor, y: torch.Tensor, parts: list[tuple[int, int, int]]) -> torch.Tensor:
+        metadata = self._plan(parts, torch.empty(0, dtype=torch.int64))
+        return self.backend.add_where_seen(x, y, 0.3, metadata)
+
     def whole(self) -> list[torch.Tensor]:
         return self.step([(s, 0, n) for s, n in enumerate(self.rows)])
 
@@ -131,6 +135,31 @@ def test_a_row_alone_gives_the_same_bits(counts, form, n_kv, shared, dim, seed, 
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=20, deadline=None)
+@given(width=st.sampled_from([1, 15, 16, 33, 64]), dtype=st.sampled_from([F32, BF16]), seed=st.integers(0, 1 << 30))
+def test_a_branch_is_added_to_rows_that_see_something_and_to_no_other(name, width, dtype, seed):
+    case = Keys([40, 70, 1], Form(), 1, 1, 8, seed, F32, OPS[name])
+    if not (total := sum(case.rows)):
+        return
+    rng = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(total, 2 * width, generator=rng).to(dtype)[:, :width] for _ in range(2))
+    ranges = torch.cat(case.ranges)
+    blind = ranges[:, 0] >= ranges[:, 1]
+    # What a row does not see may be anything; and a zero keeps its sign.
+    y[blind], x[blind] = torch.nan, -0.0
+    parts = [(s, 0, n) for s, n in enumerate(case.rows)]
+    got = case.add_where_seen(x, y, parts)
+    assert got[blind].equal(x[blind])
+    assert got[blind].signbit().all()
+    wanted = (x[~blind].double() + 0.3 * y[~blind].double()).to(dtype)
+    torch.testing.assert_close(got[~blind], wanted, rtol=2**-7 if dtype == BF16 else 2e-6, atol=1e-6)
+    places = [(s, row, row + 1) for s, n in enumerate(case.rows) for row in range(n)]
+    for at, place in enumerate(places):
+        alone = case.add_where_seen(x[at : at + 1].clone(), y[at : at + 1].clone(), [place])
+        assert alone.equal(got[at : at + 1])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_keys_that_the_table_has_not_are_refused(name: str) -> None:
     case = Keys([40], Form(), 1, 1, 8, 0, F32, OPS[name])
     case.q = [torch.randn(1, 1, 8)]
@@ -170,6 +199,29 @@ def test_rows_of_an_encoder_see_their_whole_sequence(name, lengths, dtype, seed,
             torch.testing.assert_close(out[first:end].double(), expected, rtol=tolerance, atol=tolerance)
             alone = op(q[first:end], k[first:end], v[first:end], torch.tensor([0, end - first]), scale=SCALE)
             assert torch.equal(alone, out[first:end])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=20, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([1, 31, 65, 300]), min_size=1, max_size=3),
+    dtype=st.sampled_from([F32, BF16]),
+    seed=st.integers(0, 1 << 30),
+)
+def test_rows_of_an_encoder_may_see_a_part_of_their_sequence(name, lengths, dtype, seed):
+    op: Callable[..., torch.Tensor] = OPS[name].encoder_attention
+    q, k, v, starts = encoder_case(lengths, dtype, seed, 20)
+    rng = torch.Generator().manual_seed(seed)
+    first = torch.cat([torch.randint(0, n, (n,), generator=rng) for n in lengths])
+    last = torch.cat([torch.full((n,), n) for n in lengths])
+    ranges = torch.stack((first, torch.minimum(first + 1 + 7 * first, last)), 1)
+    out = op(q, k, v, starts, scale=SCALE, ranges=ranges)
+    for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        rows = slice(begin, end)
+        expected = Form().expected(q[rows], k[rows], v[rows], ranges[rows], None)
+        torch.testing.assert_close(out[rows].double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    alone = op(q[rows], k[rows], v[rows], torch.tensor([0, lengths[-1]]), scale=SCALE, ranges=ranges[rows])
+    assert alone.equal(out[rows])
 
 
 @pytest.mark.parametrize("name", NAMES)

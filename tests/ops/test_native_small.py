@@ -82,6 +82,11 @@ def pairs(size: int, heads: int, dtype: torch.dtype, rng: torch.Generator) -> di
         "add": Pair(
             lambda x: elementwise.add(x, other.expand(x.shape[0], -1).contiguous()), lambda x: x + other, (size,)
         ),
+        "add_scaled": Pair(
+            lambda x: elementwise.add_scaled(x, other.expand(x.shape[0], -1).contiguous(), 0.7),
+            lambda x: (x.double() + other.double() * 0.7).to(dtype),
+            (size,),
+        ),
         # Half of a row for the gate, as it lies among the outputs of a projection.
         "sigmoid_mul": Pair(
             lambda x: elementwise.sigmoid_mul(x[:, size:], x[:, :size]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 from test_parity import MAX_TOKENS, TOLERANCE
 from transformers import PreTrainedModel
 
-from headrace import LLM, SamplingParams
+from headrace import LLM, KvCacheConfig, RequestError, SamplingParams
 from headrace.eval.tiny import random_prompts
 
 Case = tuple[list[int], list[Image.Image]]
@@ -80,3 +81,80 @@ def test_answers_about_pictures_equal_transformers(
     worst = check(model, given, outputs)
     print(f"{variant}: largest difference of a logprob {worst:.1e}")
     assert worst < TOLERANCE
+
+
+def generate(llm: LLM, given: Sequence[Case], **options: Any) -> list[Any]:
+    params = SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True, detokenize=False, logprobs=0, **options)
+    return llm.generate([prompt_of(case) for case in given], params, use_tqdm=False)
+
+
+def witnesses(llm: LLM) -> dict[str, int]:
+    return llm.get_stats()[-1]["witnesses"]
+
+
+def test_text_is_found_again_behind_the_same_picture_only(
+    references: Callable[[str], tuple[PreTrainedModel, Path]],
+) -> None:
+    model, folder = references("mllama")
+    image = model.config.image_token_index
+    (text,) = random_prompts(model.config.vocab_size, [80])
+    one, other = picture(1, 60, 40), picture(2, 60, 40)
+    with engine(folder) as llm:
+        assert check(model, [([image, *text], [one])], generate(llm, [([image, *text], [one])])) < TOLERANCE
+        first = witnesses(llm)
+        assert (first["encoded_media"], first["cached_tokens.device"]) == (1, 0)
+        # The next turn about the same picture, and then one more picture.
+        turns = [([image, *text, 7, 8], [one]), ([image, *text, 7, image, 9], [one, other])]
+        for turn in turns:
+            assert check(model, [turn], generate(llm, [turn])) < TOLERANCE
+        second = witnesses(llm)
+        assert second["cached_tokens.device"] >= 2 * 64
+        assert (second["reused_media"], second["encoded_media"]) == (1, 2)
+        # The same text behind another picture.
+        assert check(model, [([image, *text], [other])], generate(llm, [([image, *text], [other])])) < TOLERANCE
+        third = witnesses(llm)
+        assert third["cached_tokens.device"] == second["cached_tokens.device"]
+        assert third["encoded_media"] == 2
+        llm.check_integrity()
+
+
+def test_a_prompt_logprob_of_a_picture_is_minus_infinity(
+    references: Callable[[str], tuple[PreTrainedModel, Path]],
+) -> None:
+    model, folder = references("mllama")
+    image, n_tokens = model.config.image_token_index, model.config.vocab_size
+    case = ([5, 6, image, 7, 8], [picture(1, 28, 28)])
+    with engine(folder) as llm:
+        (output,) = generate(llm, [case], prompt_logprobs=1)
+    entries = output.outputs[0].prompt_logprobs
+    assert (entries[2][image].logprob, entries[2][image].rank) == (-math.inf, n_tokens + 1)
+    want = mllama.logprobs(copy.deepcopy(model).double(), *case)
+    for at, token in ((1, 6), (3, 7), (4, 8)):
+        assert entries[at][token].logprob == pytest.approx(want[at - 1, token].item(), abs=TOLERANCE)
+
+
+def test_a_request_without_a_place_for_its_picture_fails_alone(
+    references: Callable[[str], tuple[PreTrainedModel, Path]],
+) -> None:
+    model, folder = references("mllama")
+    with engine(folder, kv_cache_config=KvCacheConfig(max_tokens=64)) as llm:
+        for prompt, words in (
+            ({"prompt_token_ids": [5], "multi_modal_data": {"image": [picture(1, 9, 9)]}}, "0 places"),
+            ({"prompt_token_ids": [model.config.image_token_index]}, "1 places"),
+            ({"prompt_token_ids": [model.config.image_token_index + 1]}, "outside the vocabulary"),
+            ({"prompt_token_ids": [5], "multi_modal_data": [1]}, "multi_modal_data is a dict"),
+        ):
+            with pytest.raises(RequestError, match=words):
+                llm.generate(prompt, use_tqdm=False)
+        image = model.config.image_token_index
+        with pytest.raises(RequestError, match=r"exceed the KV cache, which holds .* beside its 9 media"):
+            llm.generate(prompt_of(([image] * 9, [picture(1, 60, 60)] * 9)), use_tqdm=False)
+        generate(llm, [([5, image], [picture(1, 9, 9)])])
+
+
+def test_a_model_that_reads_text_refuses_pictures(references: Callable[[str], tuple[PreTrainedModel, Path]]) -> None:
+    with (
+        engine(references("llama")[1]) as llm,
+        pytest.raises(RequestError, match="reads text only; leave multi_modal_data out"),
+    ):
+        llm.generate({"prompt_token_ids": [5], "multi_modal_data": {"image": [picture(1, 9, 9)]}})

@@ -43,13 +43,15 @@ def _model_facts(name: str) -> dict[str, Any]:
 
     from headrace.eval.plan import kind
     from headrace.layers.base import BuildContext
+    from headrace.media.find import media_processor
     from headrace.models.registry import architecture_of, build_model
     from headrace.ops.table import select_ops
     from headrace.weights.checkpoint import open_checkpoint
     from headrace.weights.quantised import QuantisedCheckpoint
     from headrace.weights.resolve import resolve_model
 
-    checkpoint = open_checkpoint(resolve_model(name, on_note=console.note).path)
+    path = resolve_model(name, on_note=console.note).path
+    checkpoint, media = open_checkpoint(path), media_processor(path)
     config = checkpoint.config()
     stored = {}
     if isinstance(checkpoint, QuantisedCheckpoint):
@@ -63,6 +65,7 @@ def _model_facts(name: str) -> dict[str, Any]:
         "positions": built.max_positions,
         "vocabulary": built.vocab_size,
         "layers": dict(Counter(kind(spec) for spec in built.cache_specs())),
+        "reads": ["text", *(media.kinds if media is not None else ())],
         "gives": f"text and {built.pooling.gives}" if built.pooling.generates else built.pooling.gives,
         "generates": built.pooling.generates,
         "quantised": stored,
@@ -74,6 +77,7 @@ def _facts_table(facts: dict[str, Any]) -> Any:
     table.show_header = False
     works = "every feature below works with it" if facts["generates"] else "it is encoded only: see docs/pooling.md"
     table.add_row("architecture", f"{facts['architecture']}, supported; {works}")
+    table.add_row("reads", " and ".join(facts["reads"]))
     table.add_row("gives", facts["gives"])
     table.add_row("parameters", f"{facts['parameters'] / 1e6:,.0f} million")
     table.add_row("positions", f"{facts['positions']:,}")

@@ -157,7 +157,7 @@ MISSING_ARGS: tuple[Missing, ...] = (
     Missing("lora_config", f"LoRA is {_LATER}"),
     Missing("sparse_attention_config", f"sparse attention is {_LATER}"),
     Missing("kv_connector_config", f"KV connectors are {_LATER}"),
-    Missing("mm_encoder_only", f"multimodal models are {_LATER}", (None, False)),
+    Missing("mm_encoder_only", f"an encoder apart from its model is {_LATER}", (None, False)),
     Missing("gather_generation_logits", f"generation logits are {_LATER}", (None, False)),
     Missing("reasoning_parser", f"reasoning parsers are {_LATER}"),
     Missing("peft_cache_config", f"LoRA is {_LATER}"),

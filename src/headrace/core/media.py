@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import msgspec
 
 _ID_BYTES = 7
 """Of a digest in the name of a placeholder: block keys hold 64-bit integers."""
+
+
+MediaData = Mapping[str, Any]
+"""TensorRT-LLM's ``multi_modal_data``: by kind, an item or a list of them, in the order of their places."""
 
 
 class MediaTensor(msgspec.Struct, frozen=True):

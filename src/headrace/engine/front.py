@@ -17,13 +17,13 @@ from typing import Any
 from headrace.core.clock import Clock
 from headrace.core.errors import EngineDeadError, PromptTooLongError, RequestError
 from headrace.core.features import refuse_missing_sampling
-from headrace.core.media import MediaItem
+from headrace.core.media import MediaData, MediaItem
 from headrace.core.outputs import RequestPerfMetrics, SequenceUpdate
 from headrace.core.plan import FinishReason
 from headrace.core.pooling import Pooling, PoolingParams, PoolingSpec, resolve_pooling
 from headrace.core.request import Request
 from headrace.core.sampling_params import SamplingParams, check_tokens
-from headrace.media.contract import MediaData, MediaProcessor
+from headrace.media.contract import MediaProcessor
 from headrace.tokenizer.tokenizer import Tokenizer
 
 from .backend import Backend
@@ -84,6 +84,11 @@ class Front:
     @property
     def n_live(self) -> int:
         return len(self._live)
+
+    @property
+    def media_kinds(self) -> tuple[str, ...]:
+        """What the model reads beside text."""
+        return () if self._media is None else self._media.kinds
 
     def prepare(
         self, prompt: str | Sequence[int], sampling: SamplingParams, media: MediaData | tuple[MediaItem, ...] = ()

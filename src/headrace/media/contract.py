@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from headrace.core.errors import RequestError
-from headrace.core.media import MediaItem
-
-MediaData = Mapping[str, Any]
-"""TensorRT-LLM's ``multi_modal_data``: by kind, an item or a list of them, in the order of their places."""
+from headrace.core.media import MediaData, MediaItem
 
 
 class MediaProcessor(Protocol):

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from headrace.core.errors import ModelError
-from headrace.core.media import MediaItem, MediaTensor, digest_of
+from headrace.core.media import MediaData, MediaItem, MediaTensor, digest_of
 
-from .contract import MediaData, items_of, places_of
+from .contract import items_of, places_of
 from .images import open_image
 
 _USUAL_MEAN = (0.48145466, 0.4578275, 0.40821073)

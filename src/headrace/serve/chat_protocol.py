@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from headrace.core.features import Missing
 
+from .errors import UNION_TAG
 from .protocol import FEW_ENTRIES, FEW_ITEMS, MISSING_SAMPLING, NOT_YET, Body, Generation, Text, refused
 
 _TOOLS = f"tool calls are {NOT_YET}"
-_MODALITIES = f"the models served read and write text only; other modalities are {NOT_YET}"
+_MODALITIES = f"answers are text; other modalities of output, and settings of processors, are {NOT_YET}"
 _MISSING_CHAT = (
     Missing("tools", _TOOLS, (None, [])),
     Missing("tool_choice", _TOOLS, (None, "none", "auto")),
@@ -32,7 +33,7 @@ _MISSING_CHAT = (
     Missing("prompt_token_ids", "a conversation is text here; /v1/completions takes token ids"),
 )
 _PARTS = {
-    **dict.fromkeys(("image_url", "input_image", "image_embeds"), "images"),
+    **dict.fromkeys(("input_image", "image_embeds"), "images in this form"),
     **dict.fromkeys(("input_audio", "audio_url"), "audio"),
     **dict.fromkeys(("video", "video_url"), "video"),
     "file": "files",
@@ -47,17 +48,41 @@ class TextPart(Body):
     text: Text
 
 
+class ImageUrl(Body):
+    missing = (Missing("detail", "a picture is read as the model's own preprocessing has it", (None, "auto")),)
+
+    url: Text
+    """A ``data:`` URL: nothing is fetched."""
+
+
+class ImagePart(Body):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+def _kind(part: Any) -> str:
+    """What a part is read as; one of another type is told what a text is."""
+    return UNION_TAG + "image" if isinstance(part, Mapping) and part.get("type") == "image_url" else UNION_TAG + "text"
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag(UNION_TAG + "text")] | Annotated[ImagePart, Tag(UNION_TAG + "image")], Discriminator(_kind)
+]
+
+
 def _parts(content: Any) -> Any:
     """A text as its one part. Refuses a part by what it is, before its fields are looked at."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list) or not content:
-        raise ValueError("give a text, or a list of parts {'type': 'text', 'text': ...}")
+        raise ValueError("give a text, or a list of parts such as {'type': 'text', 'text': ...}")
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         what = _PARTS.get(kind) if isinstance(kind, str) else None
         if what:
-            raise refused("content", f"content: {what} ({kind}) are {NOT_YET}; parts of type 'text' are taken")
+            raise refused(
+                "content", f"content: {what} ({kind}) are {NOT_YET}; parts of type 'text' and 'image_url' are taken"
+            )
     return content
 
 
@@ -67,7 +92,8 @@ def _known_role(role: Any) -> Any:
     return role
 
 
-_CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": TextPart.model_json_schema()}]}
+_PART = {"oneOf": [TextPart.model_json_schema(), ImagePart.model_json_schema()]}
+_CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _PART}]}
 
 
 class Message(Body):
@@ -79,15 +105,25 @@ class Message(Body):
     )
 
     role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_known_role)]
-    content: Annotated[list[TextPart], FEW_ITEMS, BeforeValidator(_parts), WithJsonSchema(_CONTENT)]
+    content: Annotated[list[Part], FEW_ITEMS, BeforeValidator(_parts), WithJsonSchema(_CONTENT)]
     """A text is taken as a list of one part."""
     name: Text | None = None
 
-    def plain(self) -> dict[str, str]:
-        """As a template takes it; parts are joined with line ends."""
-        text = "\n".join(part.text for part in self.content)
+    @property
+    def images(self) -> list[str]:
+        """URLs of its pictures, in order."""
+        return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
+
+    def plain(self) -> dict[str, Any]:
+        """As a template takes it: texts are joined with line ends; where there are pictures the parts stay apart."""
+        content: Any = "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+        if self.images:
+            content = [
+                {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+                for part in self.content
+            ]
         named = {} if self.name is None else {"name": self.name}
-        return {"role": "system" if self.role == "developer" else self.role, "content": text, **named}
+        return {"role": "system" if self.role == "developer" else self.role, "content": content, **named}
 
 
 _TAKEN = ("self", "messages", "tools", "add_generation_prompt", "chat_template")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from headrace.core.clock import Clock
 from headrace.core.config import LlmArgs
 from headrace.core.errors import EngineDeadError, RequestError
-from headrace.core.media import MediaItem
+from headrace.core.media import MediaData, MediaItem
 from headrace.core.pooling import PoolingParams, PoolingSpec
 from headrace.core.sampling_params import SamplingParams
 from headrace.engine.engine import Engine
@@ -54,8 +54,15 @@ class ServedEngine(Protocol):
         """Prompt and output together, in tokens."""
         ...
 
-    async def prepare(self, prompt: str | list[int], *, add_special_tokens: bool) -> Prepared:
-        """Tokenises. Raises ``RequestError``."""
+    @property
+    def media_kinds(self) -> tuple[str, ...]:
+        """What the model reads beside text."""
+        ...
+
+    async def prepare(
+        self, prompt: str | list[int], *, add_special_tokens: bool, media: MediaData | None = None
+    ) -> Prepared:
+        """Tokenises, and reads what media come with it. Raises ``RequestError``."""
         ...
 
     @property
@@ -119,11 +126,20 @@ class FrontedEngine:
     def max_seq_len(self) -> int:
         return self._engine.report.max_seq_len
 
-    async def prepare(self, prompt: str | list[int], *, add_special_tokens: bool) -> Prepared:
+    @property
+    def media_kinds(self) -> tuple[str, ...]:
+        return self._engine.front.media_kinds
+
+    async def prepare(
+        self, prompt: str | list[int], *, add_special_tokens: bool, media: MediaData | None = None
+    ) -> Prepared:
         if not isinstance(prompt, str):
             return Prepared(prompt)
         ids = await asyncio.to_thread(self._tokenizer().encode, prompt, add_special_tokens)
-        return Prepared(ids, prompt)
+        if not media:
+            return Prepared(ids, prompt)
+        placed, items = await asyncio.to_thread(self._engine.front.read_media, tuple(ids), media)
+        return Prepared(list(placed), prompt, media=items)
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -78,10 +78,14 @@ _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 100
 
 
+UNION_TAG = "~"
+"""Begins the names of the members of a union, which are no fields of a body."""
+
+
 def of_validation(problems: list[Any]) -> ApiError:
     """The first problem that pydantic found in a body."""
     first = problems[0]
-    path = [str(part) for part in first["loc"][1:]]
+    path = [name for name in map(str, first["loc"][1:]) if not name.startswith(UNION_TAG)]
     name = first.get("ctx", {}).get("param")
     # A refusal of a whole object names the field in it; one of the field itself stands there already.
     param = ".".join(path if name is None or path[-1:] == [name] else [*path, name])

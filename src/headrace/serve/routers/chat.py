@@ -60,9 +60,16 @@ async def templated(
     tokenizer = serving.engine.tokenizer
     if tokenizer is None:
         raise RequestError("the model was loaded without a tokenizer; use /v1/completions with token ids")
+    for index, message in enumerate(messages):
+        if message.images and "image" not in serving.engine.media_kinds:
+            raise RequestError(
+                "content: this model reads text only; leave images (image_url) out", param=f"messages.{index}.content"
+            )
     plain = [message.plain() for message in messages]
     text = await asyncio.to_thread(tokenizer.chat, plain, add_generation_prompt, **(variables or {}))
-    return await serving.engine.prepare(text, add_special_tokens=add_special_tokens)
+    images = [url for message in messages for url in message.images]
+    media = {"image": images} if images else {}
+    return await serving.engine.prepare(text, add_special_tokens=add_special_tokens, media=media)
 
 
 class _Answer:
