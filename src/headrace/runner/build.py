@@ -95,8 +95,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         groups = group_layers([spec for one in models for spec in one.cache_specs()])
         _refuse_past(args, model)
     with phases.time("plan memory"):
-        media_groups = [group.index for group in groups if not group.spec.of_tokens]
-        slots = SlotTable(args.max_batch_size, max_seq_len, max_drafts, len(groups), BLOCK_TOKENS, media_groups)
+        slots = _slot_table(args, groups, max_seq_len, max_drafts)
         cache = _weight_cache(args.enable_build_cache)
         layout, memory = _plan_memory(args, sum(one.n_bytes for one in models), groups, max_seq_len, slots.nbytes)
     with phases.time("load weights"):
@@ -140,7 +139,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     }
     sampler = ProcessingSampler(GuidedSampler(sampler, model.vocab_size), args.batched_logits_processor)
     states = _states(model, ops, groups, max_drafts)
-    media: Media = CrossMedia(model, ops, groups, slots) if media_groups else NO_MEDIA
+    media = _media(model, ops, groups, slots)
     runner = StepRunner(model, sampler, ops, groups, views, slots, graphs[0], Poolers(model), states, drafter, media)
     return Worker(runner, capacity, memory, effective)
 
@@ -218,6 +217,15 @@ def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], kv_dtype: tor
         shape = (layout.n_blocks(group.index), len(group.layers), numbers)
         views.append(arena.view(dtype).as_strided(shape, (cut.stride_bytes // dtype.itemsize, numbers, 1)))
     return views
+
+
+def _slot_table(args: LlmArgs, groups: Sequence[CacheGroup], max_seq_len: int, max_drafts: int) -> SlotTable:
+    media_groups = [group.index for group in groups if not group.spec.of_tokens]
+    return SlotTable(args.max_batch_size, max_seq_len, max_drafts, len(groups), BLOCK_TOKENS, media_groups)
+
+
+def _media(model: Model, ops: Ops, groups: Sequence[CacheGroup], slots: SlotTable) -> Media:
+    return CrossMedia(model, ops, groups, slots) if slots.media_groups else NO_MEDIA
 
 
 def _states(model: Model, ops: Ops, groups: Sequence[CacheGroup], max_drafts: int) -> States:
