@@ -1,6 +1,8 @@
 """Attention of the native core against what this machine can do at most.
 
-    python bench/kernels_attention.py [--threads 2] [--rounds 15] [--dtype bfloat16]
+    python bench/kernels_attention.py [--threads 2] [--rounds 15] [--dtype bfloat16] [--cache int8] [--cache fp8]
+
+Of rows in one dtype over caches in several, by default over that of the rows.
 
 Decode: one row for each of a batch of sequences, in every layer of a cache of several times what the CPU's caches hold;
 next to the time of reading the same bytes. `read` is read time / time: 1.00 is the memory's limit. Prefill: all rows of
@@ -14,13 +16,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from headrace.cache.specs import FullKV
 from headrace.core.plan import BLOCK_TOKENS
 from headrace.ops.batch import Batch, GroupBatch
+from headrace.ops.blocks import CACHE_DTYPES
 from headrace.ops.memory import huge_zeros
 from headrace.ops.native import core
 from headrace.ops.native.attention import BACKEND
@@ -38,17 +41,23 @@ PREFILLS = (512, 2048)
 class Case:
     """``n_seqs`` sequences of ``length`` tokens, the last ``n_rows`` of them computed now, in many layers."""
 
-    def __init__(self, heads: tuple[int, int, int], n_seqs: int, length: int, n_rows: int, dtype: torch.dtype) -> None:
+    def __init__(self, heads: tuple[int, int, int], n_seqs: int, length: int, n_rows: int, dtype: torch.dtype,
+                 cache: torch.dtype) -> None:  # fmt: skip
         n_heads, n_kv, dim = heads
         self.heads, self._code = heads, core.DTYPES[dtype]
         columns = -(-length // BLOCK_TOKENS)
         n_blocks = n_seqs * columns
-        self.layer_bytes = n_blocks * 2 * n_kv * BLOCK_TOKENS * dim * dtype.itemsize
+        self._spec = FullKV(n_kv, dim, cache.itemsize)
+        numbers = self._spec.bytes_per_block // cache.itemsize
+        self.layer_bytes = n_blocks * self._spec.bytes_per_block
         n_layers = 1 if n_rows > 1 else max(1, WALKED_BYTES // self.layer_bytes)
-        shape = (n_blocks, n_layers, 2 * n_kv * BLOCK_TOKENS * dim)
         self._memory = huge_zeros(n_layers * self.layer_bytes)
-        self._cache = self._memory.view(dtype).view(shape)
-        self._cache.normal_()
+        self._cache = self._memory.view(cache).view(n_blocks, n_layers, numbers)
+        if cache.itemsize > 1:
+            self._cache.normal_()
+        else:
+            # Numbers of all sizes, and scales of about 1.
+            self._memory.view(torch.int32).random_(0x3F000000, 0x40000000)
         # Blocks as a long-running server has them: in no order.
         table = torch.randperm(n_blocks, generator=torch.Generator().manual_seed(0)).to(torch.int32)
         table = table.view(n_seqs, columns)
@@ -63,7 +72,6 @@ class Case:
             seq_lens=torch.full((n_seqs,), length),
             groups=(GroupBatch(table, where.flatten().contiguous()),),
         )
-        self._spec = FullKV(n_kv, dim, dtype.itemsize)
         self._plan = BACKEND.plan(self._batch, 0, self._spec)
         self._layers = [BACKEND.bind(self._cache[:, layer], self._spec) for layer in range(n_layers)]
         self._qkv = torch.randn(rows, n_heads + 2 * n_kv, dim).to(dtype)
@@ -127,11 +135,11 @@ def best_of(rounds: int, parts: dict[str, Callable[[], float]]) -> dict[str, flo
     return best
 
 
-def measure(heads: tuple[int, int, int], name: str, rounds: int) -> None:
-    dtype, code = DTYPES[name], core.DTYPES[DTYPES[name]]
-    print("{} query heads, {} KV heads of {}, {}".format(*heads, name))
+def measure(heads: tuple[int, int, int], name: str, cache: str, rounds: int) -> None:
+    dtype, code, kv_dtype = DTYPES[name], core.DTYPES[DTYPES[name]], CACHE_DTYPES[cache]
+    print("{} query heads, {} KV heads of {}, {} over a cache in {}".format(*heads, name, cache))
     for n_seqs, length in DECODES:
-        case = Case(heads, n_seqs, length, 1, dtype)
+        case = Case(heads, n_seqs, length, 1, dtype, kv_dtype)
         parts = {"read": case.read, "attend": case.attend, "write": case.write, "plan": case.plan}
         best = best_of(rounds, parts)
         print(
@@ -140,7 +148,7 @@ def measure(heads: tuple[int, int, int], name: str, rounds: int) -> None:
             f"  plan {best['plan'] * 1e6:.1f} us"
         )
     for length in PREFILLS:
-        case = Case(heads, 1, length, length, dtype)
+        case = Case(heads, 1, length, length, dtype, kv_dtype)
         parts = {"attend": case.attend, "write": case.write, "product": lambda: arithmetic(code)}
         best = best_of(rounds, parts)
         share = best["product"] * case.products / best["attend"]
@@ -155,14 +163,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--dtype", choices=tuple(DTYPES), action="append")
+    parser.add_argument("--cache", choices=tuple(CACHE_DTYPES), action="append")
     args = parser.parse_args()
     if not core.is_available():
         sys.exit(core.reason())
     core.set_threads(args.threads)
     print(f"level {core.native().level()}, {args.threads} threads, best of {args.rounds}")
     for name in args.dtype or DTYPES:
+        caches: Sequence[str] = args.cache or [name]
         for heads in HEADS:
-            measure(heads, name, args.rounds)
+            for cache in caches:
+                measure(heads, name, cache, args.rounds)
 
 
 if __name__ == "__main__":

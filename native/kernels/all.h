@@ -3,8 +3,8 @@
 // nothing of the standard library that is not a plain C function.
 #pragma once
 
-#include "kernels/attention.h"
 #include "kernels/attention_add.h"
+#include "kernels/attention_segments.h"
 #include "kernels/attention_write.h"
 #include "kernels/block_linear.h"
 #include "kernels/elementwise.h"
@@ -22,22 +22,26 @@ namespace headrace {
 template <class Q, class T>
 constexpr AttentionKernels attention_kernels() {
     using Tile = TileAttention<Q, T, ByKvHead>;
-    return {AttentionScratch<T>::bytes, write_kv<Q, T>, attend_tile<Tile>, attend_segments<Tile>, merge_segments<Tile>};
+    return {Tile::Scratch::bytes, write_kv<Q, T>, attend_tile<Tile>, attend_segments<Tile>, merge_segments<Tile>};
 }
 
 template <class Q, class T>
 constexpr LatentKernels latent_kernels() {
     using Tile = TileAttention<Q, T, OverLatents>;
-    return {{AttentionScratch<T>::bytes, nullptr, attend_tile<Tile>, attend_segments<Tile>, merge_segments<Tile>},
+    return {{Tile::Scratch::bytes, nullptr, attend_tile<Tile>, attend_segments<Tile>, merge_segments<Tile>},
             write_latent<Q, T>};
 }
 
 const KernelTable& HEADRACE_TABLE() {
     static constexpr KernelTable table = {
-        .attention = {{attention_kernels<float, float>(), attention_kernels<float, bf16>()},
-                      {attention_kernels<bf16, float>(), attention_kernels<bf16, bf16>()}},
-        .latent = {{latent_kernels<float, float>(), latent_kernels<float, bf16>()},
-                   {latent_kernels<bf16, float>(), latent_kernels<bf16, bf16>()}},
+        .attention = {{attention_kernels<float, float>(), attention_kernels<float, bf16>(), attention_kernels<float, q8>(),
+                       attention_kernels<float, e4m3>()},
+                      {attention_kernels<bf16, float>(), attention_kernels<bf16, bf16>(), attention_kernels<bf16, q8>(),
+                       attention_kernels<bf16, e4m3>()}},
+        .latent = {{latent_kernels<float, float>(), latent_kernels<float, bf16>(), latent_kernels<float, q8>(),
+                    latent_kernels<float, e4m3>()},
+                   {latent_kernels<bf16, float>(), latent_kernels<bf16, bf16>(), latent_kernels<bf16, q8>(),
+                    latent_kernels<bf16, e4m3>()}},
         .read_all = read_all,
         .multiply_all_f32 = multiply_all<float>,
         .multiply_all_bf16 = multiply_all<bf16>,

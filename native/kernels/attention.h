@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention_blocks.h"
+#include "kernels/attention_scratch.h"
 #include "kernels/attention_state.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
@@ -10,48 +11,17 @@
 namespace headrace {
 namespace {
 
-// The memory a tile works in.
-template <class T>
-struct AttentionScratch {
-    // Of a head's weights over a segment, packed for the product with values.
-    static constexpr int64_t weight_bytes = segment_tokens / Dot<T>::values * Dot<T>::x_bytes;
-
-    char* queries;   // [units][heads of a block], block after block
-    float* scores;   // [heads of a block][tokens of a segment]
-    char* weights;   // [heads of a block] weight_bytes
-    T* values;       // a segment's values, with unseen tokens zeroed or short rows padded
-    float* segment;  // [heads] PartialHead and weighted values, partial_floats apart
-    float* merged;   // the same
-
-    static int64_t bytes(const Attend& job) {
-        AttentionScratch scratch;
-        return scratch.lay_out(job, nullptr);
-    }
-
-    // Returns the bytes taken.
-    int64_t lay_out(const Attend& job, char* memory) {
-        const int64_t heads = attention_tile_rows * group_of(job);
-        char* start = memory;
-        const auto take = [&](int64_t bytes) {
-            char* here = memory;
-            memory += (bytes + 63) / 64 * 64;
-            return here;
-        };
-        queries = take(units_of(job.key_dim, Dot<T>::dtype) * heads * Dot<T>::x_bytes);
-        scores = reinterpret_cast<float*>(take(tile_rows * segment_tokens * 4));
-        weights = take(tile_rows * weight_bytes);
-        values = reinterpret_cast<T*>(take(segment_tokens * padded_dim(job) * int64_t(sizeof(T))));
-        segment = reinterpret_cast<float*>(take(heads * partial_floats(job) * 4));
-        merged = reinterpret_cast<float*>(take(heads * partial_floats(job) * 4));
-        return memory - start;
-    }
-};
-
 // Work of few rows waits for memory: so many tiles of 32 outputs go side by side, and what comes next is fetched.
-template <int rows>
-constexpr int side_by_side = rows * 4 <= tile_rows ? 4 : rows * 2 <= tile_rows ? 2 : 1;
+template <int rows, int most>
+constexpr int side_by_side = rows * 4 <= most ? 4 : rows * 2 <= most ? 2 : 1;
 template <int rows>
 constexpr bool fetches = rows <= 6;
+
+// Values of a key that are multiplied apart, since they have scales of their own.
+struct KeyPart {
+    int64_t first;
+    int64_t dim;
+};
 
 static inline void fetch(const void* from, int64_t bytes) {
     for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line, 0, 2);
@@ -61,6 +31,13 @@ static inline void fetch(const void* from, int64_t bytes) {
 struct ByKvHead {
     template <class T>
     using Blocks = SegmentBlocks<T>;
+    template <class T>
+    static constexpr int parts = 1;
+
+    template <class T>
+    static KeyPart part(const Attend& job, int) {
+        return {0, job.key_dim};
+    }
 
     // What a query head is made of, by index.
     template <class Q>
@@ -73,10 +50,10 @@ struct ByKvHead {
 template <class Q, class Cache, class Form>
 struct TileAttention {
     using T = Cache;
-    using D = Dot<T>;
-    using Scratch = AttentionScratch<T>;
-    static constexpr int64_t token_units = block_tokens / D::values;
-    static constexpr int64_t unit_columns = panel_outputs * D::values;  // values of T in a unit of a panel
+    using P = Products<T>;
+    using Scratch = AttentionScratch<T, Form>;
+    static constexpr int64_t token_units = block_tokens / P::values;
+    static constexpr int64_t unit_columns = panel_outputs * P::values;  // values of T in a unit of a panel
 
     const Attend& job;
     const AttentionTile& tile;
@@ -85,6 +62,7 @@ struct TileAttention {
     // Of the sequence: those that are computed here.
     const int64_t first_segment = tile.first_segment, last_segment = first_segment + tile.n_segments;
     const int64_t group = group_of(job), heads = tile.n_rows * group;
+    typename P::Row weight_rows[P::most_rows] = {};  // of the heads of a block
     typename Form::template Blocks<T> blocks{job, tile, kv_head, scratch.values, first_segment, last_segment};
 
     // The query of head h of the tile: row h / group, head h % group of the KV head's.
@@ -93,18 +71,17 @@ struct TileAttention {
     }
 
     void pack_queries() {
-        const RowBlocks cut = row_blocks(heads, tile_rows);
-        const int64_t dim = job.key_dim, units = units_of(dim, D::dtype);
+        const RowBlocks cut = row_blocks(heads, P::most_rows);
+        const int64_t units = Scratch::key_units(job);
         for (int64_t block = 0; block < cut.count; ++block) {
             const int64_t first = first_row(cut, block), height = first_row(cut, block + 1) - first;
             for (int64_t head = first; head < first + height; ++head) {
                 const auto q = query(head);
-                char* to = scratch.queries + (first * units + head - first) * D::x_bytes;
-                for (int64_t unit = 0; unit < units; ++unit, to += height * D::x_bytes) {
-                    T pair[2] = {};
-                    for (int64_t i = 0; i < D::values && unit * D::values + i < dim; ++i)
-                        pair[i] = converted<T>(q[unit * D::values + i]);
-                    D::put(pair, to);
+                char* to = scratch.queries + (first * units + head - first) * P::x_bytes;
+                for (int i = 0; i < Scratch::parts; ++i) {
+                    const KeyPart part = Form::template part<T>(job, i);
+                    scratch.query_rows[head * Scratch::parts + i] = P::pack(q, part.first, part.dim, to, height * P::x_bytes);
+                    to += part_units<T>(part.dim) * height * P::x_bytes;
                 }
             }
         }
@@ -113,35 +90,57 @@ struct TileAttention {
     // Scores of heads [first, first + rows) over `n` blocks from view `at` on.
     template <int rows, int n>
     void score_blocks(int64_t at, int64_t first) {
-        const int64_t units = units_of(job.key_dim, D::dtype);
-        const int64_t values_ahead = token_units * job.value_dim * D::values * int64_t(sizeof(T)) / units;
-        const char* x = scratch.queries + first * units * D::x_bytes;
+        const int64_t all_units = Scratch::key_units(job);
+        const int64_t values_ahead = token_units * job.value_dim * P::values * int64_t(sizeof(T)) / all_units;
+        const char* x = scratch.queries + first * all_units * P::x_bytes;
         const T* keys[n];
         const char* ahead[n];
-        Vec sums[n][rows][panel_vecs];
 #pragma GCC unroll 4
         for (int b = 0; b < n; ++b) {
             keys[b] = blocks.views[at + b].keys;
             ahead[b] = reinterpret_cast<const char*>(blocks.views[at + b].values);
-            for (int r = 0; r < rows; ++r)
-                for (int v = 0; v < panel_vecs; ++v) sums[b][r][v] = Vec::zero();
         }
-        for (int64_t unit = 0; unit < units; ++unit, x += rows * D::x_bytes) {
-            if constexpr (fetches<rows>)
-                for (int b = 0; b < n; ++b) fetch(ahead[b] + unit * values_ahead, values_ahead);
+        int64_t unit = 0;
+        for (int part = 0; part < Scratch::parts; ++part) {
+            const int64_t last = unit + part_units<T>(Form::template part<T>(job, part).dim);
+            typename P::Sum sums[n][rows * P::limbs][panel_vecs];
 #pragma GCC unroll 4
-            for (int b = 0; b < n; ++b) {  // unrolled, or its sums lie in memory
-                D::template step<rows, panel_vecs>(reinterpret_cast<const char*>(keys[b] + unit * unit_columns), x, sums[b]);
+            for (int b = 0; b < n; ++b)
+                for (int i = 0; i < rows * P::limbs; ++i)
+                    for (int v = 0; v < panel_vecs; ++v)
+                        sums[b][i][v] = P::start(query_row(first + i / P::limbs, part), i % P::limbs);
+            for (; unit < last; ++unit, x += rows * P::x_bytes) {
+                if constexpr (fetches<rows>)
+                    for (int b = 0; b < n; ++b) fetch(ahead[b] + unit * values_ahead, values_ahead);
+#pragma GCC unroll 4
+                for (int b = 0; b < n; ++b) {  // unrolled, or its sums lie in memory
+                    const T* of_unit = keys[b] + unit * unit_columns;
+                    P::template step<rows, panel_vecs>(reinterpret_cast<const char*>(of_unit), x, sums[b]);
+                }
             }
-        }
-        // Powers of two from here on.
-        const Vec scale = Vec::all(job.soft_cap != 0.0f ? job.scale : job.scale * log2_e);
 #pragma GCC unroll 4
-        for (int b = 0; b < n; ++b)
-            for (int r = 0; r < rows; ++r)
-                for (int v = 0; v < panel_vecs; ++v)
-                    (sums[b][r][v] * scale)
-                        .store(scratch.scores + r * segment_tokens + (at + b) * block_tokens + v * Vec::lanes);
+            for (int b = 0; b < n; ++b) put_scores<rows>(sums[b], at + b, first, part);
+        }
+    }
+
+    typename P::Row query_row(int64_t head, int part) const { return scratch.query_rows[head * Scratch::parts + part]; }
+
+    // Sums of products to scores, or behind those of the parts before. Powers of two from here on.
+    template <int rows>
+    inline __attribute__((always_inline)) void put_scores(const typename P::Sum (&sums)[rows * P::limbs][panel_vecs],
+                                                          int64_t at, int64_t first, int part) {
+        const Vec scale = Vec::all(job.soft_cap != 0.0f ? job.scale : job.scale * log2_e);
+        for (int r = 0; r < rows; ++r)
+            for (int v = 0; v < panel_vecs; ++v) {
+                float* to = scratch.scores + r * segment_tokens + at * block_tokens + v * Vec::lanes;
+                Vec score = P::value(&sums[r * P::limbs][v], panel_vecs, query_row(first + r, part)) * scale;
+                if constexpr (P::scaled) {
+                    const float* scales = blocks.views[at].key_scales + part * block_tokens;
+                    score = score * Vec::load(scales + v * Vec::lanes);
+                    if (part) score = Vec::load(to) + score;
+                }
+                score.store(to);
+            }
     }
 
     void cap_scores(float* scores) const {
@@ -175,41 +174,66 @@ struct TileAttention {
         float largest = Vec::max(top, next).largest();
         const bool sees = largest != -__builtin_inff();
         if (!sees) largest = 0.0f;  // then every weight is zero
+        if constexpr (P::scaled) find_scales(tile.seen[head / group]);
         Vec sum = Vec::zero();
-        for (int64_t i = 0; i < tokens; i += 2 * Vec::lanes, weights += 2 * Vec::lanes / D::values * D::x_bytes) {
+        for (int64_t i = 0; i < tokens; i += 2 * Vec::lanes) {
             const Vec a = power_of_two_below(Vec::load(scores + i) - Vec::all(largest));
             const Vec b = power_of_two_below(Vec::load(scores + i + Vec::lanes) - Vec::all(largest));
-            sum = D::put_weights(a, b, weights, sum);
+            if constexpr (P::scaled) {
+                sum = sum + a + b;
+                (a * Vec::load(scratch.scales + i)).store(scores + i);
+                (b * Vec::load(scratch.scales + i + Vec::lanes)).store(scores + i + Vec::lanes);
+            } else {
+                sum = P::D::put_weights(a, b, weights + i / P::values * P::x_bytes, sum);
+            }
         }
+        if constexpr (P::scaled) weight_rows[r] = P::pack_weights(scores, tokens, weights);
         head_state(scratch.segment, job, head) = {sees ? largest : -__builtin_inff(), sum.sum()};
+    }
+
+    // Scales of the segment's values, zero where a row may not see them: there they may be anything.
+    void find_scales(KeyRange keys) {
+        float* to = scratch.scales;
+        for (int64_t i = 0; i < blocks.count; ++i, to += block_tokens) {
+            std::memcpy(to, blocks.views[i].value_scales, block_tokens * 4);
+            if (!blocks.views[i].partly) continue;
+            const Seen seen = part_of(keys, blocks.views[i].number);
+            for (int64_t token = 0; token < seen.first; ++token) to[token] = 0.0f;
+            for (int64_t token = seen.last; token < block_tokens; ++token) to[token] = 0.0f;
+        }
     }
 
     // Weights times values, `wide` times 32 columns.
     template <int rows, int wide>
     void add_columns(int64_t column, int64_t first) {
         constexpr int vecs = panel_vecs * wide;
-        const int64_t keys_ahead = job.key_dim * block_tokens * int64_t(sizeof(T)) / token_units;
-        Vec sums[rows][vecs];
-        for (int r = 0; r < rows; ++r)
-            for (int v = 0; v < vecs; ++v) sums[r][v] = Vec::zero();
+        const int64_t keys_ahead = stored<T>(job.key_dim) * block_tokens * int64_t(sizeof(T)) / token_units;
+        typename P::Sum sums[rows * P::limbs][vecs];
+#pragma GCC unroll 24
+        for (int i = 0; i < rows * P::limbs; ++i)
+#pragma GCC unroll 24
+            for (int v = 0; v < vecs; ++v) sums[i][v] = P::start(weight_rows[i / P::limbs], i % P::limbs);
         const char* weights = scratch.weights;
         for (int64_t i = 0; i < blocks.count; ++i) {
-            const T* values = blocks.views[i].values + column * D::values;
+            const T* values = blocks.views[i].values + column * P::values;
             const char* ahead = reinterpret_cast<const char*>(blocks.views[i].ahead);
-            for (int64_t unit = 0; unit < token_units; ++unit, values += blocks.views[i].stride, weights += D::x_bytes) {
+            for (int64_t unit = 0; unit < token_units; ++unit, values += blocks.views[i].stride, weights += P::weight_stride) {
                 if constexpr (fetches<rows>)
                     if (column == 0) fetch(ahead + unit * keys_ahead, keys_ahead);
-                D::template step<rows, vecs, int(Scratch::weight_bytes)>(reinterpret_cast<const char*>(values), weights, sums);
+                P::template step<rows, vecs, int(Scratch::weight_bytes)>(reinterpret_cast<const char*>(values), weights, sums);
             }
         }
+#pragma GCC unroll 24
         for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 24
             for (int v = 0; v < vecs; ++v)
-                sums[r][v].store(weighted(scratch.segment, job, first + r) + column + v * Vec::lanes);
+                P::value(&sums[r * P::limbs][v], vecs, weight_rows[r])
+                    .store(weighted(scratch.segment, job, first + r) + column + v * Vec::lanes);
     }
 
     template <int rows>
     void attend_rows(int64_t first) {
-        constexpr int n = side_by_side<rows>;
+        constexpr int n = side_by_side<rows, P::most_rows>;
         int64_t at = 0;
         for (; at + n <= blocks.count; at += n) score_blocks<rows, n>(at, first);
         for (; at < blocks.count; ++at) score_blocks<rows, 1>(at, first);
@@ -229,11 +253,11 @@ struct TileAttention {
     // Leaves the state of a segment in scratch.segment.
     void attend_segment(int64_t segment) {
         if (!blocks.find(segment)) return attend_row_by_row(segment);
-        const RowBlocks cut = row_blocks(heads, tile_rows);
+        const RowBlocks cut = row_blocks(heads, P::most_rows);
         for (int64_t i = 0; i < cut.count; ++i) {
             const int64_t first = first_row(cut, i), last = first_row(cut, i + 1);
             if (blocks.count)
-                attend_heads<tile_rows>(first, last - first);
+                attend_heads<P::most_rows>(first, last - first);
             else
                 for (int64_t head = first; head < last; ++head) clear(head_state(scratch.segment, job, head));
         }
@@ -262,48 +286,6 @@ struct TileAttention {
         }
     }
 };
-
-// All segments of a tile, one after another.
-template <class Tile>
-void attend_tile(const Attend& job, const AttentionTile& tile, int64_t kv_head, char* memory) {
-    typename Tile::Scratch scratch;
-    scratch.lay_out(job, memory);
-    Tile work{job, tile, kv_head, scratch};
-    work.pack_queries();
-    for (int64_t head = 0; head < work.heads; ++head) clear(head_state(scratch.merged, job, head));
-    for (int64_t i = 0; i < tile.n_segments; ++i) {
-        work.attend_segment(tile.first_segment + i);
-        for (int64_t head = 0; head < work.heads; ++head)
-            merge(job, scratch.merged + head * partial_floats(job), scratch.segment + head * partial_floats(job));
-    }
-    work.finish_rows(scratch.merged);
-}
-
-// Segments [first, last) of a tile into `partials`, [segments][heads of the tile] states, `stride` floats from a segment to
-// the next.
-template <class Tile>
-void attend_segments(const Attend& job, const AttentionTile& tile, int64_t kv_head, int64_t first, int64_t last,
-                     float* partials, int64_t stride, char* memory) {
-    typename Tile::Scratch scratch;
-    scratch.lay_out(job, memory);
-    Tile work{job, tile, kv_head, scratch, tile.first_segment + first, tile.first_segment + last};
-    work.pack_queries();
-    for (int64_t segment = first; segment < last; ++segment) {
-        work.scratch.segment = partials + segment * stride;
-        work.attend_segment(tile.first_segment + segment);
-    }
-}
-
-// The partials of all segments, `stride` floats apart, merged in order.
-template <class Tile>
-void merge_segments(const Attend& job, const AttentionTile& tile, int64_t kv_head, float* partials, int64_t stride) {
-    Tile work{job, tile, kv_head, {}};
-    for (int64_t segment = 1; segment < tile.n_segments; ++segment)
-        for (int64_t head = 0; head < work.heads; ++head)
-            merge(job, partials + head * partial_floats(job),
-                  partials + segment * stride + head * partial_floats(job));
-    work.finish_rows(partials);
-}
 
 }  // namespace
 }  // namespace headrace

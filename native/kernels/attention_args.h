@@ -4,6 +4,11 @@
 // of unit 0, then of unit 1, a unit being one value of the head in fp32 and a pair of neighbours in bf16. Values lie in
 // units of tokens: the head's values at token 0 (fp32), or at tokens 0 and 1 in pairs (bf16), and so on. Both products run
 // along units of 32 bits, as those with packed weights do.
+//
+// Numbers of one byte lie likewise, in units of 4 (q8) or of 2 (e4m3); what is missing in the last 4 numbers of a key may be
+// anything. Behind the values of all heads lie their scales as floats: for each KV head 32 of keys, by token, then likewise of
+// values. A key is its numbers times its scale, which is its largest size / 127 or / 448, whatever else is written and when.
+// Where one of its values is not finite, the scale is not a number.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +23,12 @@ constexpr int64_t segment_tokens = 256;
 constexpr int64_t segment_blocks = segment_tokens / block_tokens;
 // Rows of a tile at most. Where a tile starts has no effect on results.
 constexpr int64_t attention_tile_rows = 12;
+
+// Numbers that a key of `dim` has room for.
+template <class T>
+static constexpr int64_t stored(int64_t dim) {
+    return sizeof(T) == 1 ? (dim + 3) / 4 * 4 : dim;
+}
 
 // Where the keys that a step writes go.
 struct KvPlaces {

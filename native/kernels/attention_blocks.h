@@ -2,8 +2,7 @@
 #pragma once
 
 #include "kernels/attention_args.h"
-#include "kernels/linear_args.h"
-#include "simd/dot.h"
+#include "kernels/attention_products.h"
 
 namespace headrace {
 namespace {
@@ -30,12 +29,14 @@ struct BlockView {
     int64_t stride;  // values of T from a unit of tokens to the next
     const T* ahead;  // keys of the next segment, or what is read anyway
     bool partly;     // some row does not see all of it
+    const float* key_scales;    // by part of the key, then by token; where numbers have scales
+    const float* value_scales;  // by token
 };
 
 template <class T>
 struct SegmentBlocks {
-    using D = Dot<T>;
-    static constexpr int64_t token_units = block_tokens / D::values;
+    using P = Products<T>;
+    static constexpr int64_t token_units = block_tokens / P::values;
 
     const Attend& job;
     const AttentionTile& tile;
@@ -48,7 +49,8 @@ struct SegmentBlocks {
     int64_t count = 0;
 
     // Finds the blocks of a segment that some row sees. Returns false if the rows cannot be computed together: some
-    // would have to see what only others may, and it is not finite, so that a weight of zero would not hide it.
+    // would have to see what only others may, and it is not finite, so that a weight of zero would not hide it. Numbers with
+    // scales are finite whatever a block holds; their scales are hidden row by row.
     bool find(int64_t segment) {
         count = 0;
         for (int64_t block = segment * segment_blocks; block < (segment + 1) * segment_blocks; ++block) {
@@ -56,13 +58,16 @@ struct SegmentBlocks {
             if (any.nothing()) continue;
             const bool together = all_see(block, any), whole = together && any.all();
             BlockView<T>& view = views[count];
-            view = {block, keys_of(block), values_of(block), job.value_dim * D::values, nullptr, !whole};
-            if (!whole || job.value_dim % panel_outputs != 0) {
+            view = {block, keys_of(block), values_of(block), job.value_dim * P::values, nullptr, !whole, nullptr, nullptr};
+            if constexpr (P::scaled) {
+                view.key_scales = scales_of(block) + kv_head * block_tokens;
+                view.value_scales = view.key_scales + job.n_kv_heads * block_tokens;
+            } else if (!whole || job.value_dim % panel_outputs != 0) {
                 T* copy = copies + count * block_tokens * padded_dim(job);
                 copy_values(view.values, any, copy);
                 if (!together && !finite(copy)) return false;
                 view.values = copy;
-                view.stride = padded_dim(job) * D::values;
+                view.stride = padded_dim(job) * P::values;
             }
             view.ahead = ahead_of(block, segment);
             ++count;
@@ -80,13 +85,19 @@ struct SegmentBlocks {
         const int64_t next = block + segment_blocks, again = block - (segment - first) * segment_blocks;
         if (segment + 1 < last) return keys_of(seen_by_any(next).nothing() ? block : next);
         if (kv_head + 1 == job.n_kv_heads || seen_by_any(again).nothing()) return keys_of(block);
-        return keys_of(again) + block_tokens * job.key_dim;
+        return keys_of(again) + block_tokens * stored<T>(job.key_dim);
     }
 
-    const T* keys_of(int64_t block) const { return block_at(block) + kv_head * block_tokens * job.key_dim; }
+    const T* keys_of(int64_t block) const { return block_at(block) + kv_head * block_tokens * stored<T>(job.key_dim); }
 
     const T* values_of(int64_t block) const {
-        return block_at(block) + block_tokens * (job.n_kv_heads * job.key_dim + kv_head * job.value_dim);
+        return block_at(block) + block_tokens * (job.n_kv_heads * stored<T>(job.key_dim) + kv_head * job.value_dim);
+    }
+
+    // Behind all numbers. Of these, the last rows of short values are read past their end, as far as here.
+    const float* scales_of(int64_t block) const {
+        const int64_t numbers = block_tokens * job.n_kv_heads * (stored<T>(job.key_dim) + job.value_dim);
+        return reinterpret_cast<const float*>(block_at(block) + numbers);
     }
 
     // What all rows together see of a block.
@@ -112,13 +123,13 @@ struct SegmentBlocks {
     // Values in rows of whole vectors, zero where a token is seen by nobody: zero times what a recycled block may hold is
     // not always zero.
     void copy_values(const T* from, Seen seen, T* to) const {
-        const int64_t used = job.value_dim * D::values, width = padded_dim(job) * D::values;
+        const int64_t used = job.value_dim * P::values, width = padded_dim(job) * P::values;
         for (int64_t unit = 0; unit < token_units; ++unit, from += used, to += width) {
-            const int64_t token = unit * D::values;
-            const bool whole = token >= seen.first && token + D::values <= seen.last;
+            const int64_t token = unit * P::values;
+            const bool whole = token >= seen.first && token + P::values <= seen.last;
             if (whole) std::memcpy(to, from, size_t(used) * sizeof(T));
             for (int64_t i = whole ? used : 0; i < width; ++i) {
-                const int64_t at = token + i % D::values;
+                const int64_t at = token + i % P::values;
                 to[i] = i < used && at >= seen.first && at < seen.last ? from[i] : T{};
             }
         }

@@ -1,7 +1,8 @@
 // Arguments of latent attention, and of products head by head.
 //
 // A layer's share of a block lies as the keys of one KV head do (attention_args.h): a token's latent vector, then its rotated
-// key. There are no values beside them: values are the latent vectors.
+// key. There are no values beside them: values are the latent vectors. Numbers of one byte have scales behind them: 32 of
+// latent vectors, by token, then 32 of rotated keys, each of which begins with a unit of 4 of its own.
 #pragma once
 
 #include <cstdint>

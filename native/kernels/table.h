@@ -50,8 +50,8 @@ struct MoeKernels {
 };
 
 struct KernelTable {
-    AttentionKernels attention[2][2];  // by the dtypes of rows and of the cache
-    LatentKernels latent[2][2];
+    AttentionKernels attention[row_dtypes][cache_dtypes];  // by the dtypes of rows and of the cache
+    LatentKernels latent[row_dtypes][cache_dtypes];
     float (*read_all)(const void* memory, int64_t bytes);
     int64_t (*multiply_all_f32)(int64_t turns, float guard);
     int64_t (*multiply_all_bf16)(int64_t turns, float guard);

@@ -24,10 +24,10 @@ struct Vec {
         std::memcpy(part, p, sizeof(bf16) * n);
         return load(part);
     }
-    // The first, or the second, of 8 pairs.
-    static Vec lower_of_pairs(const bf16* p) { return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs(p), 16))}; }
-    static Vec upper_of_pairs(const bf16* p) {
-        return {_mm256_castsi256_ps(_mm256_and_si256(pairs(p), _mm256_set1_epi32(int(0xffff0000u))))};
+    // The first, or the second, of 8 pairs of bf16, given by their bits.
+    static Vec lower_of_pairs(Vec bits) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(bits.v), 16))}; }
+    static Vec upper_of_pairs(Vec bits) {
+        return {_mm256_and_ps(bits.v, _mm256_castsi256_ps(_mm256_set1_epi32(int(0xffff0000u))))};
     }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
     void store(bf16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), rounded()); }
@@ -74,7 +74,6 @@ struct Vec {
     static Vec power_of_two(__m256i n) {
         return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23))};
     }
-    static __m256i pairs(const bf16* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     static __m256i mask(int n) {
         return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }

@@ -2,7 +2,8 @@
 //
 // Dot<T>: `values` of k in a unit; `x_bytes` of a packed unit of x; `put` packs one; `multiply_add` adds `products` products
 // to each lane of a vector, from bits as they lie in a panel or, where x is widened, from floats; `step` adds a unit to a tile,
-// whose rows lie x_stride bytes apart; `put_weights` packs 2 vectors of weights for it and returns `sum` plus the weights as
+// whose rows lie x_stride bytes apart; `step_pairs` does for pairs of bf16 whose bits a function gives, vector by vector;
+// `put_weights` packs 2 vectors of weights for it and returns `sum` plus the weights as
 // they were rounded, lane by lane in a fixed order.
 #pragma once
 
@@ -45,6 +46,14 @@ struct Dot<float> {
     }
 };
 
+// Pairs as they lie in memory.
+struct PairsAt {
+    const char* memory;
+    inline __attribute__((always_inline)) Vec operator()(int v) const {
+        return Vec::load(reinterpret_cast<const float*>(memory) + v * Vec::lanes);
+    }
+};
+
 #if defined(__AVX512BF16__)
 
 // One instruction adds both products of a pair, always in the same order.
@@ -68,8 +77,13 @@ struct Dot<bf16> {
 
     template <int rows, int vecs, int x_stride = x_bytes>
     static inline __attribute__((always_inline)) void step(const char* w, const char* x, Vec (&sums)[rows][vecs]) {
+        step_pairs<rows, vecs, x_stride>(PairsAt{w}, x, sums);
+    }
+
+    template <int rows, int vecs, int x_stride = x_bytes, class Pairs>
+    static inline __attribute__((always_inline)) void step_pairs(const Pairs& pairs, const char* x, Vec (&sums)[rows][vecs]) {
         Vec part[vecs];
-        for (int v = 0; v < vecs; ++v) part[v] = Vec::load(reinterpret_cast<const float*>(w) + v * Vec::lanes);
+        for (int v = 0; v < vecs; ++v) part[v] = pairs(v);
         for (int r = 0; r < rows; ++r) {
             const Vec value = Vec::all(*reinterpret_cast<const float*>(x + r * x_stride));
             for (int v = 0; v < vecs; ++v) sums[r][v] = multiply_add(value, part[v], sums[r][v]);
@@ -105,9 +119,13 @@ struct Dot<bf16> {
 
     template <int rows, int vecs, int x_stride = x_bytes>
     static inline __attribute__((always_inline)) void step(const char* w, const char* x, Vec (&sums)[rows][vecs]) {
+        step_pairs<rows, vecs, x_stride>(PairsAt{w}, x, sums);
+    }
+
+    template <int rows, int vecs, int x_stride = x_bytes, class Pairs>
+    static inline __attribute__((always_inline)) void step_pairs(const Pairs& pairs, const char* x, Vec (&sums)[rows][vecs]) {
         for (int v = 0; v < vecs; ++v) {
-            const bf16* pairs = reinterpret_cast<const bf16*>(w) + v * 2 * Vec::lanes;
-            const Vec lower = Vec::lower_of_pairs(pairs), upper = Vec::upper_of_pairs(pairs);
+            const Vec bits = pairs(v), lower = Vec::lower_of_pairs(bits), upper = Vec::upper_of_pairs(bits);
             for (int r = 0; r < rows; ++r) {
                 const float* value = reinterpret_cast<const float*>(x + r * x_stride);
                 sums[r][v] = Vec::fma(Vec::all(value[1]), upper, Vec::fma(Vec::all(value[0]), lower, sums[r][v]));

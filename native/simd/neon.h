@@ -21,10 +21,10 @@ struct Vec {
     // The first n values, zero behind them; nothing past them is read.
     static Vec load(const float* p, int n) { return whole(n) ? load(p) : load_part(p, n); }
     static Vec load(const bf16* p, int n) { return whole(n) ? load(p) : load_part(p, n); }
-    // The first, or the second, of 4 pairs.
-    static Vec lower_of_pairs(const bf16* p) { return {vreinterpretq_f32_u32(vshlq_n_u32(pairs(p), 16))}; }
-    static Vec upper_of_pairs(const bf16* p) {
-        return {vreinterpretq_f32_u32(vandq_u32(pairs(p), vdupq_n_u32(0xffff0000u)))};
+    // The first, or the second, of 4 pairs of bf16, given by their bits.
+    static Vec lower_of_pairs(Vec bits) { return {vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(bits.v), 16))}; }
+    static Vec upper_of_pairs(Vec bits) {
+        return {vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(bits.v), vdupq_n_u32(0xffff0000u)))};
     }
     void store(float* p) const { vst1q_f32(p, v); }
     void store(bf16* p) const { vst1_u16(reinterpret_cast<uint16_t*>(p), rounded()); }
@@ -63,9 +63,6 @@ struct Vec {
     static Vec widened(uint16x4_t half) { return {vreinterpretq_f32_u32(vshll_n_u16(half, 16))}; }
     static Vec power_of_two(int32x4_t n) {
         return {vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23))};
-    }
-    static uint32x4_t pairs(const bf16* p) {
-        return vreinterpretq_u32_u16(vld1q_u16(reinterpret_cast<const uint16_t*>(p)));
     }
     template <class T>
     static Vec load_part(const T* p, int n) {

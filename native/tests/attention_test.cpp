@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/bf16.h"
+#include "core/kv_numbers.h"
 #include "core/pool.h"
 #include "ops/attention.h"
 #include "tests/check.h"
@@ -26,7 +27,38 @@ T from_float(float x) {
 }
 
 template <class T>
-constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::f32 : Dtype::bf16;
+constexpr Dtype dtype_of = Dtype::f32;
+template <>
+constexpr Dtype dtype_of<bf16> = Dtype::bf16;
+template <>
+constexpr Dtype dtype_of<q8> = Dtype::q8;
+template <>
+constexpr Dtype dtype_of<e4m3> = Dtype::e4m3;
+
+template <class T>
+constexpr bool scaled = sizeof(T) == 1;
+
+// Width values of a key or value as a cache of T gives them back.
+template <class T, class Q>
+std::vector<float> kept(const Q* x, int64_t width) {
+    std::vector<float> values;
+    float largest = 0.0f;
+    for (int64_t i = 0; i < width; ++i) largest = std::max(largest, std::abs(to_float(x[i])));
+    for (int64_t i = 0; i < width; ++i) {
+        const float value = to_float(x[i]);
+        if constexpr (!scaled<T>) {
+            values.push_back(to_float(from_float<T>(value)));
+        } else if constexpr (dtype_of<T> == Dtype::q8) {
+            values.push_back(std::nearbyint(value / (largest / 127.0f)) * (largest / 127.0f));
+        } else {
+            const float scale = largest / 448.0f, size = std::abs(value / scale);
+            const float step = std::ldexp(1.0f, std::max(std::ilogb(size), -6) - 3);
+            const float number = size < 0x1p-6f ? (size < 0x1p-6f - 0x1p-10f ? 0.0f : 0x1p-6f) : std::nearbyint(size / step) * step;
+            values.push_back(std::copysign(number, value) * scale);
+        }
+    }
+    return values;
+}
 
 struct Sizes {
     int64_t n_seqs, n_kv_heads, group, key_dim, value_dim, window, chunk;
@@ -71,7 +103,10 @@ struct Case {
         return values;
     }
 
-    int64_t block_size() const { return block_tokens * s.n_kv_heads * (s.key_dim + s.value_dim); }
+    int64_t block_size() const {
+        const int64_t scales = scaled<T> ? 8 : 0;
+        return block_tokens * s.n_kv_heads * (stored<T>(s.key_dim) + s.value_dim + scales);
+    }
 
     // Blocks in no order; a column that no row needs names none.
     void lay_out_blocks() {
@@ -85,7 +120,8 @@ struct Case {
             for (int64_t column = (lengths[size_t(seq)] + block_tokens - 1) / block_tokens; column < columns; ++column)
                 table[size_t(seq * columns + column)] = std::numeric_limits<int32_t>::max();
         }
-        cache.assign(size_t(s.n_seqs * columns * block_size()), from_float<T>(std::numeric_limits<float>::quiet_NaN()));
+        cache.resize(size_t(s.n_seqs * columns * block_size()));
+        std::memset(static_cast<void*>(cache.data()), 0xff, cache.size() * sizeof(T));  // not a number, in floats of every size
     }
 
     void set_ranges() {
@@ -112,8 +148,10 @@ struct Case {
     void write() {
         const int64_t tokens = int64_t(where.size());
         const auto keys = noise<Q>(tokens * s.n_kv_heads * s.key_dim), values = noise<Q>(tokens * s.n_kv_heads * s.value_dim);
-        for (Q x : keys) k.push_back(to_float(from_float<T>(to_float(x))));
-        for (Q x : values) v.push_back(to_float(from_float<T>(to_float(x))));
+        for (int64_t i = 0; i < tokens * s.n_kv_heads; ++i) {
+            for (float x : kept<T>(keys.data() + i * s.key_dim, s.key_dim)) k.push_back(x);
+            for (float x : kept<T>(values.data() + i * s.value_dim, s.value_dim)) v.push_back(x);
+        }
         AttentionPlan plan = plan_of(0, 0, 0, where);
         run(WriteKv{keys.data(), values.data(), cache.data(), s.n_kv_heads * s.key_dim, s.n_kv_heads * s.value_dim,
                     block_size(), s.n_kv_heads, s.key_dim, s.value_dim},
@@ -157,7 +195,7 @@ struct Case {
 
     void check() {
         const int64_t heads = s.n_kv_heads * s.group, size = heads * s.value_dim;
-        const double tolerance = sizeof(Q) == 4 && sizeof(T) == 4 ? 1e-5 : 2e-2;
+        const double tolerance = sizeof(Q) == 2 || sizeof(T) == 2 || dtype_of<T> == Dtype::e4m3 ? 2e-2 : scaled<T> ? 1e-3 : 1e-5;
         const auto y = together();
         for (int64_t seq = 0; seq < s.n_seqs; ++seq) {
             for (int64_t row = starts[size_t(seq)]; row < starts[size_t(seq) + 1]; ++row) {
@@ -213,6 +251,10 @@ int main() {
         fuzz<bf16, bf16>(12, unsigned(threads) + 10);
         fuzz<float, bf16>(4, unsigned(threads) + 20);
         fuzz<bf16, float>(4, unsigned(threads) + 30);
+        fuzz<float, q8>(8, unsigned(threads) + 40);
+        fuzz<bf16, q8>(4, unsigned(threads) + 50);
+        fuzz<float, e4m3>(4, unsigned(threads) + 60);
+        fuzz<bf16, e4m3>(8, unsigned(threads) + 70);
     }
     return 0;
 }

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from headrace.cache.arena import NO_ARENA, arena_for_tokens, plan_arena
 from headrace.cache.groups import group_layers
-from headrace.cache.specs import ChunkedKV, FullKV, SlidingKV, blocks_of
+from headrace.cache.specs import ChunkedKV, FullKV, LatentKV, SlidingKV, blocks_of
 from headrace.core.errors import ConfigError
 
 FULL = FullKV(n_kv_heads=2, head_dim=16, itemsize=2)
@@ -17,7 +17,13 @@ SLIDING = SlidingKV(n_kv_heads=2, head_dim=16, itemsize=2, window=40)
 
 def test_bytes_count_keys_and_values_of_their_own_width() -> None:
     assert FULL.bytes_per_block == 32 * 2 * (16 + 16) * 2
-    assert FullKV(2, 192, 1, v_head_dim=128).bytes_per_block == 32 * 2 * (192 + 128)
+    assert FullKV(2, 192, 4, v_head_dim=128).bytes_per_block == 32 * 2 * (192 + 128) * 4
+
+
+def test_numbers_of_one_byte_have_scales_beside_them_and_keys_lie_in_fours() -> None:
+    assert FullKV(2, 192, 1, v_head_dim=127).bytes_per_block == 32 * 2 * (192 + 127 + 2 * 4)
+    assert SlidingKV(3, 50, 1, window=40).bytes_per_block == 32 * 3 * (52 + 50 + 2 * 4)
+    assert LatentKV(26, 6, 1).bytes_per_block == 32 * (28 + 8 + 2 * 4)
 
 
 @pytest.mark.parametrize(("length", "first"), [(0, 0), (39, 0), (70, 0), (71, 32), (102, 32), (103, 64)])

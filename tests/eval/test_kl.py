@@ -43,11 +43,13 @@ def test_a_text_model_is_the_model(folder):
 
 def test_fewer_bits_move_answers_more(folder):
     names = ["bfloat16", "int8", "int4", "int8-bfloat16"]
-    found = {one.mode: one for one in measure(folder, names, [PART, PART[:40]])}
+    modes = [MODES[name] for name in names] + [MODES["float32"].with_cache(name) for name in ("int8", "fp8")]
+    found = {one.mode: one for one in measure(folder, modes, [PART, PART[:40]])}
     exact = found["float32"]
     assert (exact.mean_kl, exact.p99_kl, exact.same_top) == (0, 0, 1)
     assert 0 < found["int8"].mean_kl < found["int4"].mean_kl
     assert found["int8-bfloat16"].mean_kl > 0
+    assert 0 < found["float32, cache in int8"].mean_kl < found["float32, cache in fp8"].mean_kl
     assert found["int4"].n_bytes < found["int8"].n_bytes < found["bfloat16"].n_bytes < exact.n_bytes
     logprobs = ModelRun(folder)
     own = [logprobs.logprobs(part)[range(len(part) - 1), part[1:]] for part in (PART, PART[:40])]
@@ -62,7 +64,12 @@ def test_texts_are_cut_and_limits_kept(folder):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--mode", "int3"], "--mode int3: there are float32"), (["--text", "/none"], "--text /none")]
+    ("words", "said"),
+    [
+        (["--mode", "int3"], "--mode int3: there are float32"),
+        (["--kv-cache-dtype", "int4"], "--kv-cache-dtype int4: there are auto, float32"),
+        (["--text", "/none"], "--text /none"),
+    ],
 )
 def test_what_is_wrong_is_said(words, said, tmp_path):
     text = tmp_path / "text"

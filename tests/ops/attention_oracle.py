@@ -1,4 +1,4 @@
-"""What attention is, row by row in fp64, and the forms that it has."""
+"""What attention is, row by row in fp64, the forms that it has, and what a cache keeps of keys and values."""
 
 from __future__ import annotations
 
@@ -10,6 +10,30 @@ from hypothesis import strategies as st
 from headrace.cache.specs import ChunkedKV, FullKV, KVSpec, SlidingKV
 
 SCALE = 0.3
+INT8, FP8 = torch.int8, torch.float8_e4m3fn
+
+
+def kept(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x [..., width of a head] as a cache of ``dtype`` gives it back, in fp64."""
+    if dtype not in (INT8, FP8):
+        return x.to(dtype).double()
+    most = 127 if dtype == INT8 else 448
+    scale = x.float().abs().amax(-1, keepdim=True) / most
+    size = torch.where(scale > 0, x.float() / scale, 0.0).double()
+    if dtype == INT8:
+        return size.round() * scale
+    # 4 bits that count, the first of them a one, from 2^-6 on; half a step below that is the least that is not zero.
+    step = torch.ldexp(torch.ones_like(size), size.abs().frexp().exponent.clamp(min=-5) - 4)
+    number = (size / step).round() * step
+    small = size.abs() < 2.0**-6
+    return torch.where(small, size.sign() * 2.0**-6 * (size.abs() >= 2.0**-6 - 2.0**-10), number) * scale
+
+
+def garbage_cache(shape: tuple[int, ...], garbage: float, dtype: torch.dtype) -> torch.Tensor:
+    """Memory full of ``garbage``; of numbers of one byte, as the scales among them would read it."""
+    if dtype not in (INT8, FP8):
+        return torch.full(shape, garbage, dtype=dtype)
+    return torch.full((*shape[:-1], shape[-1] // 4), garbage).view(dtype)
 
 
 @dataclass(frozen=True)

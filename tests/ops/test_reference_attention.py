@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_oracle import SCALE, Form, forms
+from attention_oracle import FP8, INT8, SCALE, Form, forms, garbage_cache, kept
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ NO_BLOCK = 1 << 30
 def arena(n_blocks: int, numbers: int, padding: int, garbage: float, dtype: torch.dtype) -> torch.Tensor:
     """A group's cache [n_blocks, N_LAYERS, numbers] with ``padding`` values between blocks, all garbage."""
     block = N_LAYERS * numbers + padding
-    memory = torch.full((n_blocks * block,), garbage, dtype=dtype)
+    memory = garbage_cache((n_blocks * block,), garbage, dtype)
     return memory.as_strided((n_blocks, N_LAYERS, numbers), (block, numbers, 1))
 
 
@@ -30,7 +30,9 @@ class Case:
     """Sequences with a past in the cache and some new rows each."""
 
     def __init__(self, rows: list[tuple[int, int]], form: Form, n_kv: int, shared: int, dim: int, seed: int,
-                 padding: int = 0, garbage: float = torch.nan, dtype: torch.dtype = torch.float32) -> None:  # fmt: skip
+                 padding: int = 0, garbage: float = torch.nan, dtype: torch.dtype = torch.float32,
+                 cache: torch.dtype | None = None) -> None:  # fmt: skip
+        self.cache_dtype = cache or dtype
         rng = torch.Generator().manual_seed(seed)
 
         def noise(length: int, heads: int, width: int) -> torch.Tensor:
@@ -39,7 +41,7 @@ class Case:
         self.lengths = [past + new for past, new in rows]
         self.new = [new for _, new in rows]
         self.form = form
-        self.spec = form.spec(n_kv, dim, dtype)
+        self.spec = form.spec(n_kv, dim, self.cache_dtype)
         self.sinks = form.sinks_of(n_kv * shared, seed, dtype)
         v_dim = form.v_dim or dim
         self.k = [noise(length, n_kv, dim) for length in self.lengths]
@@ -47,16 +49,17 @@ class Case:
         self.q = [noise(new, n_kv * shared, dim) for new in self.new]
         widths = [-(-length // BLOCK_TOKENS) for length in self.lengths]
         n_blocks = 1 + sum(widths)
-        self.cache = arena(n_blocks, n_kv * BLOCK_TOKENS * (dim + v_dim), padding, garbage, dtype)[:, 1]
+        numbers = self.spec.bytes_per_block // self.cache_dtype.itemsize
+        self.cache = arena(n_blocks, numbers, padding, garbage, self.cache_dtype)[:, 1]
         bound = BACKEND.bind(self.cache, self.spec)
         order = (1 + torch.randperm(n_blocks - 1, generator=rng)).tolist()
         # Columns that hold nothing for a sequence name a block that does not exist.
         self.table = torch.full((len(rows), max(widths)), NO_BLOCK, dtype=torch.int32)
         for s, width in enumerate(widths):
             self.table[s, :width] = torch.tensor([order.pop() for _ in range(width)])
-            for p in range(self.lengths[s] - self.new[s]):
-                bound.keys[self.table[s, p // 32], :, p % 32] = self.k[s][p]
-                bound.values[self.table[s, p // 32], :, p % 32] = self.v[s][p]
+            past = torch.arange(self.lengths[s] - self.new[s])
+            places = attention.Metadata(self.table[s, past // 32].long(), past % 32, ())
+            BACKEND.write(self.k[s][: len(past)], self.v[s][: len(past)], bound, places)
             first = self.spec.needed_from(self.lengths[s] - self.new[s])
             self.table[s, : first // BLOCK_TOKENS] = NO_BLOCK
 
@@ -85,7 +88,8 @@ class Case:
 
     def expected(self, s: int) -> torch.Tensor:
         ranges = self.form.ranges(torch.arange(self.lengths[s] - self.new[s], self.lengths[s]))
-        return self.form.expected(self.q[s], self.k[s], self.v[s], ranges, self.sinks)
+        k, v = (kept(x[s], self.cache_dtype) for x in (self.k, self.v))
+        return self.form.expected(self.q[s], k, v, ranges, self.sinks)
 
 
 rows_of = st.lists(
@@ -102,12 +106,13 @@ rows_of = st.lists(
     dim=st.sampled_from([4, 12, 20]),
     padding=st.sampled_from([0, 4, 36]),
     garbage=st.sampled_from([torch.nan, torch.inf, -torch.inf, 1e30]),
+    cache=st.sampled_from([torch.float32, torch.float32, INT8, FP8]),
     seed=st.integers(0, 1 << 30),
 )
 def test_any_mix_of_rows_equals_the_oracle_and_garbage_never_leaks(
-    rows, form, n_kv, shared, dim, padding, garbage, seed
+    rows, form, n_kv, shared, dim, padding, garbage, cache, seed
 ):
-    case = Case(rows, form, n_kv, shared, dim, seed, padding, garbage)
+    case = Case(rows, form, n_kv, shared, dim, seed, padding, garbage, cache=cache)
     for s, out in enumerate(case.run(list(range(len(rows))))):
         torch.testing.assert_close(out.double(), case.expected(s), rtol=0, atol=2e-5)
 

@@ -43,12 +43,34 @@ TOUCHING_STATES = frozenset(
 families."""
 FAMILIES = (*FULL, *WINDOWED, *SEEING, *STATEFUL)
 """Variants of ``eval.tiny_variants``, one for each architecture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """How weights, keys and values are kept, in the plain run too."""
+
+    quant_algo: str | None = None
+    kv: str = "auto"
+
+
 QUANTISED = {
-    "qwen2-in-int8": ("qwen2", {"quant_config": {"quant_algo": "int8"}}),
-    "qwen3-moe-in-int8": ("qwen3-moe", {"quant_config": {"quant_algo": "int8"}}),
-    "gemma3-in-int4": ("gemma3-untied-window-40", {"quant_config": {"quant_algo": "int4"}}),
+    "qwen2-in-int8": ("qwen2", Numbers("int8")),
+    "qwen3-moe-in-int8": ("qwen3-moe", Numbers("int8")),
+    "gemma3-in-int4": ("gemma3-untied-window-40", Numbers("int4")),
+    "qwen3-kv-int8": ("qwen3", Numbers(kv="int8")),
+    "gpt-oss-kv-fp8": ("gpt-oss-window-40-odd", Numbers(kv="fp8")),
+    "llama4-kv-int8": ("llama4-chunk-40-odd", Numbers(kv="int8")),
+    "deepseek-v3-kv-fp8": ("deepseek-v3", Numbers(kv="fp8")),
+    "nemotron-h-kv-int8": ("nemotron-h", Numbers("int8", kv="int8")),
 }
-"""Weights in blocks: a variant and what its engine is built with, the plain run's too."""
+"""A variant, and numbers of few bits: of weights; of a cache that keeps everything, a window, chunks, latent vectors,
+or keys beside states."""
+
+
+def variant_of(family: str) -> str:
+    """The tiny model of a family, whatever its numbers are kept in."""
+    return QUANTISED[family][0] if family in QUANTISED else family
+
 
 ENCODE_ONLY = ("bert", "classification", "reward")
 """Modules of architectures that do not generate: ``parity/test_pooling.py`` and ``test_bert.py`` have them."""
@@ -81,7 +103,7 @@ PAIRS = tuple(pair for pair in itertools.combinations(NAMES, 2) if _possible(pai
 @cache
 def names_on(family: str) -> tuple[str, ...]:
     """Features that can act on a family."""
-    absent = absent_with_states() if family in STATEFUL else {}
+    absent = absent_with_states() if variant_of(family) in STATEFUL else {}
     return tuple(name for name in NAMES if name not in absent)
 
 
@@ -97,7 +119,7 @@ def everything(family: str, turn: int) -> tuple[str, ...]:
     rivals = [name for name in names if any(not _possible((name, other)) for other in names)]
     shift = turn % max(1, len(rivals))
     order = [*rivals[shift:], *rivals[:shift]]
-    if family in STATEFUL:
+    if variant_of(family) in STATEFUL:
         # Blocks of the draft model's keys beside states leave so much room that nobody is preempted.
         order.sort(key="draft_model".__eq__)
     chosen: list[str] = []

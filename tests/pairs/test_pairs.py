@@ -30,10 +30,12 @@ from pairs.cases import (
     SEEING,
     STATEFUL,
     Case,
+    Numbers,
     all_cases,
     is_for_quick,
     names_on,
     pairs_on,
+    variant_of,
 )
 from pairs.equality import assert_acted, assert_equal
 from pairs.scenarios import Finished, Scenario, Work, reference, tiny_work, with_features, with_pictures
@@ -80,7 +82,10 @@ def _work(family: str) -> Work:
 
 
 def _built(scenario: Scenario, family: str) -> Scenario:
-    scenario.args |= QUANTISED.get(family, ("", {}))[1]
+    _, numbers = QUANTISED.get(family, ("", Numbers()))
+    if numbers.quant_algo is not None:
+        scenario.args["quant_config"] = {"quant_algo": numbers.quant_algo}
+    scenario.cache["dtype"] = numbers.kv
     return scenario
 
 
@@ -125,7 +130,7 @@ def test_the_slow_sample_turns_until_every_case_has_had_its_day() -> None:
     [pytest.param(case, id=case.id, marks=[getattr(pytest.mark, case.tier)]) for case in CASES],
 )
 def test_equals_the_plain_run(case: Case, folder_of: Callable[[str], Path]) -> None:
-    folder = folder_of(QUANTISED.get(case.family, (case.family,))[0])
+    folder = folder_of(variant_of(case.family))
     plain = _plain(folder, case.family, frozenset(filter(scenarios.changes_output, case.names)))
     got = scenarios.run(folder, _built(with_features(case.names), case.family), _work(case.family), plain)
     # Among all features at once outputs are short, and it is chance whether memory runs out; the pairs make it.

@@ -56,7 +56,8 @@ class FullKV:
     n_kv_heads: int
     head_dim: int
     itemsize: int
-    """Bytes of one number."""
+    """Bytes of one number. Numbers of one byte have a scale beside them for each token and head, of keys and of values:
+    a float32."""
     v_head_dim: int | None = None
     """Width of a value head where it differs from the key's."""
 
@@ -133,10 +134,11 @@ class LatentKV:
     rope_dim: int
     """Width of the rotated key."""
     itemsize: int
+    """As in ``FullKV``; latent vector and rotated key have a scale each."""
 
     @property
     def bytes_per_block(self) -> int:
-        return BLOCK_TOKENS * (self.rank + self.rope_dim) * self.itemsize
+        return BLOCK_TOKENS * (_key_bytes(self.rank, self.itemsize) + _key_bytes(self.rope_dim, self.itemsize))
 
     @property
     def keeps_all(self) -> bool:
@@ -268,6 +270,8 @@ class CrossKV:
         return 0
 
 
+_SCALE_BYTES = 4
+
 KVSpec = FullKV | SlidingKV | ChunkedKV | CrossKV
 """Keys and values of a position, for each KV head: what an attention backend reads."""
 
@@ -282,4 +286,10 @@ def _block_border(position: int) -> int:
 
 
 def _kv_bytes(n_kv_heads: int, head_dim: int, v_head_dim: int | None, itemsize: int) -> int:
-    return n_kv_heads * (head_dim + (head_dim if v_head_dim is None else v_head_dim)) * itemsize
+    value_bytes = (head_dim if v_head_dim is None else v_head_dim) * itemsize + (_SCALE_BYTES if itemsize == 1 else 0)
+    return n_kv_heads * (_key_bytes(head_dim, itemsize) + value_bytes)
+
+
+def _key_bytes(width: int, itemsize: int) -> int:
+    """Of the ``width`` numbers of a key, and of their scale where they have one: then they lie in fours."""
+    return width * itemsize if itemsize > 1 else -(-width // 4) * 4 + _SCALE_BYTES

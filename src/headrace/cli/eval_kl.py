@@ -1,4 +1,4 @@
-"""``headrace eval kl``: how far answers move when weights are kept in fewer bits."""
+"""``headrace eval kl``: how far answers move when weights, keys or values are kept in fewer bits."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ def eval_kl(
     mode: Annotated[
         list[str] | None, typer.Option(help="What is compared with float32, once for each (int8, int4).")
     ] = None,
+    kv_cache_dtype: Annotated[
+        list[str] | None, typer.Option(help="Of the modes' caches: each mode once for each (auto: as its activations).")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text that are looked at.")] = 2048,
     context: Annotated[int, typer.Option(min=2, help="Tokens of a piece; each piece starts anew.")] = 512,
     threads: Annotated[int | None, typer.Option(min=1, help="Compute threads.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Compare a model in fewer bits with its run in fp32, position by position of a text.
+
+    --mode float32 --kv-cache-dtype int8 is the cache alone.
 
     KL is that of the distributions over the next token, in nats. Products of weights in blocks round activations too;
     that is in it.
@@ -35,6 +40,7 @@ def eval_kl(
     from headrace.core.cgroup import usable_cpus
     from headrace.eval.kl import measure, pieces
     from headrace.eval.text_model import MODES
+    from headrace.ops.blocks import CACHE_DTYPES
     from headrace.ops.native import core
     from headrace.tokenizer.load import load_tokenizer
     from headrace.weights.resolve import resolve_model
@@ -43,6 +49,10 @@ def eval_kl(
     unknown = [name for name in modes if name not in MODES]
     if unknown:
         raise ConfigError(f"--mode {unknown[0]}: there are {', '.join(MODES)}")
+    caches = kv_cache_dtype or ["auto"]
+    unknown = [name for name in caches if name not in ("auto", *CACHE_DTYPES)]
+    if unknown:
+        raise ConfigError(f"--kv-cache-dtype {unknown[0]}: there are auto, {', '.join(CACHE_DTYPES)}")
     try:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -53,7 +63,8 @@ def eval_kl(
     parts = pieces(load_tokenizer(path).encode(content, add_special_tokens=False), context, tokens)
     if not parts:
         raise RequestError(f"--text {text}: there are no two tokens in it")
-    findings = measure(path, modes, parts, lambda name: console.note(f"{name} ..."))
+    compared = [MODES[name].with_cache(cache) for name in modes for cache in caches]
+    findings = measure(path, compared, parts, lambda name: console.note(f"{name} ..."))
     if json:
         console.print_json([dataclasses.asdict(found) for found in findings])
     else:

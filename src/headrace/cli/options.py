@@ -127,7 +127,9 @@ def _engine_options(
     max_seq_len: Annotated[int | None, _engine(help="Prompt and output together.")] = None,
     kv_tokens: Annotated[int | None, _engine(help="Tokens the KV cache holds.")] = None,
     threads: Annotated[int | None, _engine(help="Compute threads.")] = None,
-    kv_cache_dtype: Annotated[str | None, _engine(help="auto (as --dtype), float32, bfloat16 or float16.")] = None,
+    kv_cache_dtype: Annotated[
+        str | None, _engine(help="auto (as --dtype), float32, bfloat16, float16, int8 or fp8.")
+    ] = None,
     enable_chunked_prefill: Annotated[bool | None, _engine(help="Long prompts in pieces (on).")] = None,
     speculative: Annotated[str | None, _engine(help="Draft tokens with: ngram, suffix, or draft-model.")] = None,
     draft_model: Annotated[str | None, _engine(help="The model that drafts, for --speculative draft-model.")] = None,

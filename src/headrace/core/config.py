@@ -29,8 +29,9 @@ class KvCacheConfig(Config):
     """A prefix that ends inside a block is copied, never taken over."""
     max_tokens: Positive | None = None
     """Size of the arena in tokens; None: what max_batch_size x max_seq_len needs, at most half of the memory left."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: the activation dtype."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"] = "auto"
+    """What keys and values are kept in; auto: the activation dtype. int8 and fp8 have a scale for each token and head,
+    and change outputs: see docs/quantisation.md. Recurrent states are float32 whatever this says."""
     tokens_per_block: Literal[32] = 32
     state_checkpoint_interval: Annotated[int, Field(ge=32, multiple_of=32)] = 64
     """Models with recurrent states: tokens from one state that is kept for reuse to the next, beside the last one of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .text_model import MODES, TextModel
+from .text_model import MODES, Mode, TextModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +36,16 @@ def pieces(tokens: Sequence[int], length: int, total: int) -> list[list[int]]:
 
 
 def measure(
-    path: Path, modes: Iterable[str], parts: Sequence[Sequence[int]], on_mode: Callable[[str], None] = lambda _: None
+    path: Path, modes: Iterable[Mode], parts: Sequence[Sequence[int]], on_mode: Callable[[str], None] = lambda _: None
 ) -> list[Divergence]:
-    """Each of ``MODES`` by name over ``parts`` of a text, float32 first. Both models of a comparison are in memory."""
+    """Each of the modes over ``parts`` of a text, float32 first. Both models of a comparison are in memory."""
     longest = max(map(len, parts))
     on_mode("float32")
     exact = TextModel(path, MODES["float32"], longest)
     found = [_compare("float32", exact, exact, parts)]
     for mode in modes:
-        on_mode(mode)
-        found.append(_compare(mode, exact, TextModel(path, MODES[mode], longest), parts))
+        on_mode(mode.name)
+        found.append(_compare(mode.name, exact, TextModel(path, mode, longest), parts))
     return found
 
 

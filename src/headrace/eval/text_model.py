@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from headrace.core.plan import BLOCK_TOKENS
 from headrace.layers.base import BuildContext
 from headrace.models.registry import build_model
 from headrace.ops.batch import Batch, GroupBatch
-from headrace.ops.blocks import block_layout
+from headrace.ops.blocks import CACHE_DTYPES, block_layout
 from headrace.ops.table import select_ops
 from headrace.runner.scheme import scheme_for
 from headrace.weights.checkpoint import open_checkpoint
@@ -25,12 +25,20 @@ _ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """How weights are kept and what products are computed in."""
+    """How weights, keys and values are kept, and what products are computed in."""
 
     name: str
     dtype: torch.dtype
     quant_algo: str | None
     """As in ``QuantConfig``."""
+    kv_dtype: torch.dtype | None = None
+    """None: ``dtype``."""
+
+    def with_cache(self, name: str) -> Mode:
+        """The same over a cache in one of ``CACHE_DTYPES``, or as it is for ``auto``."""
+        if name == "auto":
+            return self
+        return replace(self, name=f"{self.name}, cache in {name}", kv_dtype=CACHE_DTYPES[name])
 
 
 MODES = {
@@ -58,9 +66,10 @@ class TextModel:
     def __init__(self, path: Path, mode: Mode, n_tokens: int) -> None:
         checkpoint = open_checkpoint(path)
         try:
-            self._ops = select_ops("cpu", mode.dtype)
+            kv_dtype = mode.kv_dtype or mode.dtype
+            self._ops = select_ops("cpu", mode.dtype, kv_dtype=kv_dtype)
             scheme = scheme_for(mode.quant_algo, checkpoint)
-            ctx = BuildContext(self._ops, mode.dtype, max_seq_len=n_tokens, scheme=scheme)
+            ctx = BuildContext(self._ops, mode.dtype, max_seq_len=n_tokens, kv_dtype=kv_dtype, scheme=scheme)
             self._model = build_model(checkpoint.config(), ctx)
             if n_tokens > self._model.max_positions:
                 raise ConfigError(
@@ -74,7 +83,7 @@ class TextModel:
         self._columns = -(-n_tokens // BLOCK_TOKENS)
         views = []
         for group in self._groups:
-            numbers, dtype = block_layout(group.spec, mode.dtype)
+            numbers, dtype = block_layout(group.spec, kv_dtype)
             views.append(torch.zeros(1 + self._columns, len(group.layers), numbers, dtype=dtype))
         self._model.bind_cache([group.layers for group in self._groups], views)
 

@@ -21,11 +21,17 @@ def value_dim(spec: KVSpec) -> int:
 
 def check_layout(kv_cache: torch.Tensor, spec: KVSpec) -> None:
     """Raises EngineError unless the cache is [n_blocks, 32 tokens of ``spec``] with dense blocks."""
-    numbers = spec.n_kv_heads * BLOCK_TOKENS * (spec.head_dim + value_dim(spec))
-    if kv_cache.dim() != 2 or kv_cache.shape[1] != numbers or kv_cache.stride(1) != 1:
+    check_blocks(kv_cache, spec, spec.itemsize)
+
+
+def check_blocks(cache: torch.Tensor, spec: CacheSpec, itemsize: int) -> None:
+    """Raises EngineError unless the cache is [n_blocks, a layer's share of a block] in numbers of ``itemsize`` bytes,
+    dense within a block."""
+    numbers = spec.bytes_per_block // itemsize
+    if cache.dim() != 2 or cache.shape[1] != numbers or cache.stride(1) != 1 or cache.dtype.itemsize != itemsize:
         raise EngineError(
-            f"a cache of {tuple(kv_cache.shape)}, strides {kv_cache.stride()}, does not fit {spec}:"
-            f" it must be [n_blocks, {numbers}] with dense blocks"
+            f"a cache of {tuple(cache.shape)}, strides {cache.stride()}, {cache.dtype}, does not fit {spec}:"
+            f" it must be [n_blocks, {numbers}] of numbers of {itemsize} bytes with dense blocks"
         )
 
 
@@ -54,8 +60,9 @@ class AttentionBackend(Protocol):
         """Takes a layer's cache and returns what ``write`` and ``attend`` want for it. The memory stays the caller's.
 
         Args:
-            kv_cache: [n_blocks, numbers of 32 tokens]: room for keys of all KV heads, then values of all KV heads; any
-                block stride, a block's share dense. How the numbers lie in there is the backend's affair.
+            kv_cache: [n_blocks, numbers of a block]: room for keys of all KV heads, then values of all KV heads, and,
+                in int8 and float8_e4m3fn, their scales; any block stride, a block's share dense. How the numbers lie
+                in there is the backend's affair.
             spec: heads and their widths; keys and values may differ in width.
 
         Raises EngineError when the layout is another one.
@@ -73,7 +80,8 @@ class AttentionBackend(Protocol):
         ...
 
     def write(self, k: torch.Tensor, v: torch.Tensor, kv_cache: Any, metadata: Any) -> None:
-        """Writes keys and values to the places ``write_index`` of the group.
+        """Writes keys and values to the places ``write_index`` of the group. In a cache of int8 or float8_e4m3fn each
+        key and each value of a head is rounded by itself: ``reference.kv_numbers`` says how.
 
         Args:
             k, v: [len(write_index), n_kv_heads, width of a key or value head].

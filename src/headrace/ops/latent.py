@@ -7,8 +7,6 @@ from typing import Any, Protocol
 import torch
 
 from headrace.cache.specs import LatentKV
-from headrace.core.errors import EngineError
-from headrace.core.plan import BLOCK_TOKENS
 
 from .storage import Storage
 
@@ -22,8 +20,9 @@ class LatentAttention(Protocol):
     """
 
     def bind(self, cache: torch.Tensor, spec: LatentKV) -> Any:
-        """Takes a layer's cache [n_blocks, 32 * (rank + rope_dim)] (any block stride, a block's share dense) and
-        returns what the other methods want for it. The memory stays the caller's.
+        """Takes a layer's cache [n_blocks, numbers of a block] (any block stride, a block's share dense) and returns
+        what the other methods want for it. The memory stays the caller's. In int8 and float8_e4m3fn a latent vector
+        and a rotated key have a scale each.
 
         Raises EngineError when the layout is another one.
         """
@@ -61,13 +60,3 @@ class PerHead(Protocol):
         """x [T, n_heads, n_in] in the dtype of the weight, heads of a row dense -> [T, n_heads, n_out]: head h times
         weight h transposed, rounded as in ``LinearOps.apply``. A row's result depends on that row alone."""
         ...
-
-
-def check_latent_layout(cache: torch.Tensor, spec: LatentKV) -> None:
-    """Raises EngineError unless the cache is as ``LatentAttention.bind`` says."""
-    numbers = BLOCK_TOKENS * (spec.rank + spec.rope_dim)
-    if cache.dim() != 2 or cache.shape[1] != numbers or cache.stride(1) != 1 or cache.dtype.itemsize != spec.itemsize:
-        raise EngineError(
-            f"a cache of {tuple(cache.shape)}, strides {cache.stride()}, {cache.dtype}, does not fit {spec}:"
-            f" it must be [n_blocks, {numbers}] with dense blocks"
-        )

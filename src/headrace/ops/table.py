@@ -26,6 +26,9 @@ from .recurrent import RecurrentOps, step_rows
 
 ANY_DEVICE = frozenset({"cpu", "cuda", "mps", "xpu"})
 ANY_DTYPE = frozenset({torch.float32, torch.bfloat16, torch.float16})
+NATIVE_DTYPE = frozenset({torch.float32, torch.bfloat16})
+ONE_BYTE = frozenset({torch.int8, torch.float8_e4m3fn})
+"""What a cache may be in beside what activations may be in."""
 
 FORCE_VARIABLE = "HEADRACE_OPS"
 """Environment variable that forces implementations: ``read_forced`` says how."""
@@ -40,7 +43,7 @@ class Implementation:
     attribute: str
     devices: frozenset[str]
     dtypes: frozenset[torch.dtype] = ANY_DTYPE
-    """Of parameters and activations; for attention, of the cache."""
+    """Of parameters and activations; of a cache too, beside ``ONE_BYTE``."""
     needs_core: bool = False
     """Exists only where the native core does."""
 
@@ -97,8 +100,7 @@ def _reference(module: str, attribute: str) -> Implementation:
 
 
 def _native(module: str, attribute: str) -> Implementation:
-    dtypes = frozenset({torch.float32, torch.bfloat16})
-    return Implementation("native", f".native.{module}", attribute, frozenset({"cpu"}), dtypes, needs_core=True)
+    return Implementation("native", f".native.{module}", attribute, frozenset({"cpu"}), NATIVE_DTYPE, needs_core=True)
 
 
 TABLE: dict[str, tuple[Implementation, ...]] = {
@@ -145,7 +147,7 @@ def select_ops(
     """The operators for ``device``, and parameters and activations of ``dtype``.
 
     Args:
-        kv_dtype: of the cache, which decides about attention; None: ``dtype``.
+        kv_dtype: of the cache, which decides about attention too; None: ``dtype``.
         forced: an implementation name for all operators, or operator name -> implementation name for some.
 
     Raises:
@@ -159,7 +161,7 @@ def select_ops(
             raise ConfigError(
                 f"no operator is called {name!r}; there are {', '.join(TABLE)}.{did_you_mean(name, TABLE)}"
             )
-    dtypes = dict.fromkeys(TABLE, dtype) | {"attention": kv_dtype or dtype}
+    dtypes = dict.fromkeys(TABLE, (dtype,)) | {"attention": (dtype, kv_dtype or dtype)}
     picked = {name: _pick(name, kind, dtypes[name], wanted.get(name)) for name in TABLE}
     return Ops(
         **{name: implementation.load() for name, implementation in picked.items()},
@@ -185,17 +187,20 @@ def read_forced(text: str) -> str | dict[str, str] | None:
     return pairs or None
 
 
-def _pick(operator: str, device: str, dtype: torch.dtype, wanted: str | None) -> Implementation:
+def _pick(operator: str, device: str, dtypes: tuple[torch.dtype, ...], wanted: str | None) -> Implementation:
+    """Attention has two dtypes: of activations, and of the cache."""
     from .native import core
 
     for row in TABLE[operator]:
-        fits = device in row.devices and dtype in row.dtypes and (core.is_available() or not row.needs_core)
+        can = row.dtypes | (ONE_BYTE if operator == "attention" else frozenset())
+        fits = device in row.devices and can.issuperset(dtypes) and (core.is_available() or not row.needs_core)
         if fits and wanted in (None, row.name):
             return row
     there = ", ".join(_describe(row, core.reason()) for row in TABLE[operator])
     asked = f"implementation {wanted!r}" if wanted else "any implementation"
+    kinds = " over ".join(str(dtype) for dtype in dict.fromkeys(dtypes))
     raise ConfigError(
-        f"operator {operator!r} does not have {asked} for device {device!r} and {dtype}; there are: {there}"
+        f"operator {operator!r} does not have {asked} for device {device!r} and {kinds}; there are: {there}"
     )
 
 

@@ -24,7 +24,7 @@ from headrace.executor.base import Capacity
 from headrace.layers.base import BuildContext
 from headrace.models.base import Model
 from headrace.models.registry import build_model
-from headrace.ops.blocks import block_layout
+from headrace.ops.blocks import CACHE_DTYPES, block_layout
 from headrace.ops.memory import huge_zeros
 from headrace.ops.native import core
 from headrace.ops.table import FORCE_VARIABLE, Ops, read_forced, select_ops
@@ -75,7 +75,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     with phases.time("build model"):
         device = torch.device("cpu")
         dtype = _dtype(args.dtype, sources[0].config)
-        kv_dtype = dtype if args.kv_cache_config.dtype == "auto" else _DTYPES[args.kv_cache_config.dtype]
+        kv_dtype = CACHE_DTYPES.get(args.kv_cache_config.dtype, dtype)
         ops = _operators(device, dtype, kv_dtype, threads)
         max_drafts = args.max_drafts
         most_rows = args.rows_of_step(whole_prompts=False)
@@ -124,7 +124,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     expert_bytes, expert_share = model.expert_bytes()
     effective = {
         "dtype": str(dtype).removeprefix("torch."),
-        "kv_cache_dtype": str(kv_dtype).removeprefix("torch."),
+        "kv_cache_dtype": next(name for name, of_name in CACHE_DTYPES.items() if of_name == kv_dtype),
         "weight_formats": model.weight_formats(),
         "expert_bytes": expert_bytes,
         "expert_share": expert_share,
@@ -151,6 +151,7 @@ def _refuse_past(args: LlmArgs, model: Model) -> None:
     asked = {
         "enable_chunked_prefill": "enable_chunked_prefill" in args.model_fields_set and args.enable_chunked_prefill,
         "kv_cache_config.max_tokens": args.kv_cache_config.max_tokens is not None,
+        "kv_cache_config.dtype": args.kv_cache_config.dtype != "auto",
         "speculative_config": args.speculative_config is not None,
     }
     for name, is_asked in asked.items():

@@ -13,7 +13,7 @@ from headrace.core.plan import BLOCK_TOKENS
 from headrace.ops.attention import check_layout, check_ranges, check_starts, value_dim
 from headrace.ops.batch import Batch, GroupBatch
 
-from .core import DTYPES, native
+from .core import CACHE_DTYPES, DTYPES, native
 from .latent import LATENT
 from .rows import as_rows
 from .workspace import empty
@@ -38,18 +38,20 @@ class NativeKV:
 class NativeAttention:
     """``AttentionBackend``: a row's result depends on the keys that it sees and their positions alone, to the bit.
 
-    Products run in the dtype of the cache, with sums in float32: queries and weights are rounded to it.
+    Products run in the dtype of the cache, with sums in float32: queries and weights are rounded to it. In int8 they
+    are whole numbers of 16 bits with a scale, so that sums are exact; in float8_e4m3fn everything is multiplied as
+    bfloat16.
     """
 
     latent = LATENT
 
     def bind(self, kv_cache: torch.Tensor, spec: KVSpec) -> NativeKV:
         check_layout(kv_cache, spec)
-        if kv_cache.dtype not in DTYPES or (kv_cache.dtype == torch.bfloat16 and spec.head_dim % 2):
+        if kv_cache.dtype not in CACHE_DTYPES or (kv_cache.dtype == torch.bfloat16 and spec.head_dim % 2):
             raise EngineError(f"a cache of {kv_cache.dtype} with heads of {spec.head_dim} has no native layout")
         return NativeKV(
-            kv_cache, kv_cache.data_ptr(), DTYPES[kv_cache.dtype], kv_cache.stride(0), spec.n_kv_heads, spec.head_dim,
-            value_dim(spec),
+            kv_cache, kv_cache.data_ptr(), CACHE_DTYPES[kv_cache.dtype], kv_cache.stride(0), spec.n_kv_heads,
+            spec.head_dim, value_dim(spec),
         )  # fmt: skip
 
     def plan(self, batch: Batch, group: int, spec: CacheSpec) -> Any:

@@ -9,11 +9,13 @@ import torch
 
 from headrace.core.errors import ConfigError, EngineError
 
-INTERFACE = 5
+INTERFACE = 6
 """Of the functions of the module; raised together with ``interface`` in native/bindings/module.cpp."""
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """torch dtype -> the core's number for it."""
+CACHE_DTYPES = {**DTYPES, torch.int8: 2, torch.float8_e4m3fn: 3}
+"""The same for what a cache may be in."""
 
 
 def _load() -> tuple[ModuleType | None, str]:

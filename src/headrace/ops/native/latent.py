@@ -9,9 +9,9 @@ import torch
 
 from headrace.cache.specs import LatentKV
 from headrace.core.errors import EngineError
-from headrace.ops.latent import check_latent_layout
+from headrace.ops.attention import check_blocks
 
-from .core import DTYPES, native
+from .core import CACHE_DTYPES, DTYPES, native
 from .linear import LINEAR
 from .moe import PackedExperts, PackedStorage
 from .rows import as_rows
@@ -36,16 +36,15 @@ class NativeLatentCache:
 class NativeLatentAttention:
     """``LatentAttention``: a row's result depends on what it sees and its position alone, to the bit.
 
-    Products run in the dtype of the cache, with sums in float32: queries and weights are rounded to it. Segments and
-    blocks of the softmax are those of ``NativeAttention``.
+    Products, segments and blocks of the softmax are those of ``NativeAttention``.
     """
 
     def bind(self, cache: torch.Tensor, spec: LatentKV) -> NativeLatentCache:
-        check_latent_layout(cache, spec)
-        if cache.dtype not in DTYPES or (cache.dtype == torch.bfloat16 and (spec.rank + spec.rope_dim) % 2):
+        check_blocks(cache, spec, spec.itemsize)
+        if cache.dtype not in CACHE_DTYPES or (cache.dtype == torch.bfloat16 and (spec.rank + spec.rope_dim) % 2):
             raise EngineError(f"a cache of {cache.dtype} for {spec} has no native layout")
         return NativeLatentCache(
-            cache, cache.data_ptr(), DTYPES[cache.dtype], cache.stride(0), spec.rank, spec.rope_dim
+            cache, cache.data_ptr(), CACHE_DTYPES[cache.dtype], cache.stride(0), spec.rank, spec.rope_dim
         )  # fmt: skip
 
     def write(self, latent: torch.Tensor, k_rope: torch.Tensor, cache: NativeLatentCache, metadata: Any) -> None:

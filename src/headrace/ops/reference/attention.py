@@ -21,6 +21,7 @@ from headrace.core.plan import BLOCK_TOKENS
 from headrace.ops.attention import check_layout, check_ranges, check_starts, value_dim
 from headrace.ops.batch import Batch
 
+from .kv_numbers import MOST, rounded, scales_of
 from .latent import LATENT
 
 MAX_TILE_AREA = 1 << 20
@@ -32,9 +33,13 @@ class PagedKV:
     """A layer's cache, seen as lines of ``unit`` values: what an index reaches in one gather for keys and values."""
 
     keys: torch.Tensor
-    """[n_blocks, n_kv_heads, 32, head_dim], where rows are written."""
+    """[n_blocks, n_kv_heads, 32, head_dim], where rows are written; numbers of one byte as int8, whatever they are."""
     values: torch.Tensor
     """[n_blocks, n_kv_heads, 32, v_head_dim]."""
+    scales: torch.Tensor | None
+    """[n_blocks, 2, n_kv_heads, 32] fp32, of keys and of values; None: numbers are taken as they are."""
+    dtype: torch.dtype
+    """What the numbers stand for."""
     lines: torch.Tensor
     """[n, unit], from the layer's first value on; lines of other layers lie in between."""
     unit: int
@@ -120,7 +125,12 @@ class ReferenceAttention:
 
     def bind(self, kv_cache: torch.Tensor, spec: KVSpec) -> PagedKV:
         check_layout(kv_cache, spec)
-        n_blocks, stride = kv_cache.shape[0], kv_cache.stride(0)
+        n_blocks, stride, dtype = kv_cache.shape[0], kv_cache.stride(0), kv_cache.dtype
+        scales = None
+        if dtype in MOST:
+            shape = (2, spec.n_kv_heads, BLOCK_TOKENS)
+            scales = scales_of(kv_cache, math.prod(shape)).unflatten(1, shape)
+            kv_cache = kv_cache.view(torch.int8)
         n_kv_heads, widths = spec.n_kv_heads, (spec.head_dim, value_dim(spec))
         keys, values = (
             kv_cache[:, first : first + n_kv_heads * BLOCK_TOKENS * width].unflatten(
@@ -129,8 +139,9 @@ class ReferenceAttention:
             for first, width in zip((0, n_kv_heads * BLOCK_TOKENS * widths[0]), widths, strict=True)
         )
         unit = math.gcd(stride, *(BLOCK_TOKENS * width for width in widths))
-        n_lines = (n_blocks - 1) * stride // unit + kv_cache.shape[1] // unit
-        return PagedKV(keys, values, kv_cache.as_strided((n_lines, unit), (unit, 1)), unit, stride // unit)
+        n_lines = ((n_blocks - 1) * stride + n_kv_heads * BLOCK_TOKENS * sum(widths)) // unit
+        lines = kv_cache.as_strided((n_lines, unit), (unit, 1))
+        return PagedKV(keys, values, scales, dtype, lines, unit, stride // unit)
 
     def plan(self, batch: Batch, group: int, spec: CacheSpec) -> Metadata:
         part = batch.groups[group]
@@ -154,8 +165,13 @@ class ReferenceAttention:
         return Metadata(where // BLOCK_TOKENS, where % BLOCK_TOKENS, tuple(tiles), sees)
 
     def write(self, k: torch.Tensor, v: torch.Tensor, kv_cache: PagedKV, metadata: Metadata) -> None:
-        kv_cache.keys[metadata.write_block, :, metadata.write_place] = k.to(kv_cache.keys.dtype)
-        kv_cache.values[metadata.write_block, :, metadata.write_place] = v.to(kv_cache.values.dtype)
+        for part, (x, to) in enumerate(((k, kv_cache.keys), (v, kv_cache.values))):
+            if kv_cache.scales is None:
+                to[metadata.write_block, :, metadata.write_place] = x.to(to.dtype)
+                continue
+            numbers, scales = rounded(x, kv_cache.dtype)
+            to[metadata.write_block, :, metadata.write_place] = numbers.view(to.dtype)
+            kv_cache.scales[metadata.write_block, part, :, metadata.write_place] = scales
 
     def attend(
         self,
@@ -278,10 +294,14 @@ def _attend_tile(q: torch.Tensor, kv: PagedKV, tile: Tile, scores_of: _Scores) -
     n_heads, n_kv_heads, (head_dim, v_head_dim) = q.shape[1], kv.n_kv_heads, kv.widths
     shared = n_heads // n_kv_heads
     lines, dead = tile.places(kv)
-    gathered = kv.lines.index_select(0, lines).float().flatten()
+    gathered = kv.lines.index_select(0, lines).view(kv.dtype).float().flatten()
     all_keys = n_pieces * n_kv_heads * keys
     k = gathered[: all_keys * head_dim].view(n_pieces, n_kv_heads, keys, head_dim)
     v = gathered[all_keys * head_dim :].view(n_pieces, n_kv_heads, keys, v_head_dim)
+    if kv.scales is not None:
+        # [P, B, 2, n_kv_heads, 32] -> of keys and of values, as the numbers lie.
+        scales = kv.scales[tile.blocks].permute(2, 0, 3, 1, 4).reshape(2, n_pieces, n_kv_heads, keys, 1)
+        k, v = k * scales[0], v * scales[1]
     v.view(-1, v_head_dim).index_fill_(0, dead, 0.0)
 
     # The query heads of a KV head are further rows of the same product.
