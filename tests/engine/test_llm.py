@@ -129,12 +129,23 @@ def test_bad_options_name_the_field(llm: LLM, options: dict[str, Any], word: str
         ({"max_seq_len": 100_000}, "256"),
         ({"max_seq_len": 50, "max_input_len": 50}, "no room"),
         ({"dtype": "int4"}, "dtype"),
+        ({"kv_cache_config": {"dtype": "nvfp4"}}, "'auto', 'float32', 'bfloat16', 'float16', 'int8' or 'fp8'"),
         ({"tokenizer": 3}, "tokenizer"),
     ],
 )
 def test_bad_arguments_are_refused_at_construction(folder: Path, options: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         make(folder, **options)
+
+
+def test_a_cache_in_one_byte_takes_a_quarter_and_its_scales(folder: Path, llm: LLM) -> None:
+    wide = dict(llm.memory_report)["KV cache"]
+    for name in ("int8", "fp8"):
+        with make(folder, kv_cache_config={"max_tokens": 1024, "dtype": name}) as small:
+            assert small.effective_config["kv_cache_dtype"] == name
+            # 32 numbers and a scale of 4 bytes for 32 of 4 bytes.
+            assert dict(small.memory_report)["KV cache"] / wide == pytest.approx(36 / 128, rel=0.02)
+            assert small.generate([5, 6, 7, 8], SamplingParams(max_tokens=4, end_id=-1)).outputs[0].length == 4
 
 
 def test_a_model_that_is_not_there() -> None:

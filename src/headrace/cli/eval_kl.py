@@ -39,8 +39,7 @@ def eval_kl(
 
     from headrace.core.cgroup import usable_cpus
     from headrace.eval.kl import measure, pieces
-    from headrace.eval.text_model import MODES
-    from headrace.ops.blocks import CACHE_DTYPES
+    from headrace.eval.text_model import CACHES, MODES
     from headrace.ops.native import core
     from headrace.tokenizer.load import load_tokenizer
     from headrace.weights.resolve import resolve_model
@@ -50,9 +49,9 @@ def eval_kl(
     if unknown:
         raise ConfigError(f"--mode {unknown[0]}: there are {', '.join(MODES)}")
     caches = kv_cache_dtype or ["auto"]
-    unknown = [name for name in caches if name not in ("auto", *CACHE_DTYPES)]
+    unknown = [name for name in caches if name not in CACHES]
     if unknown:
-        raise ConfigError(f"--kv-cache-dtype {unknown[0]}: there are auto, {', '.join(CACHE_DTYPES)}")
+        raise ConfigError(f"--kv-cache-dtype {unknown[0]}: there are {', '.join(CACHES)}")
     try:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

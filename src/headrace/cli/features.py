@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from headrace.cli import console
+from headrace.core.config import KvCacheConfig, LlmArgs, QuantConfig
+from headrace.core.config_base import Config
 from headrace.core.features import FEATURES, MISSING_ARGS, MISSING_SAMPLING, Missing
 
 
@@ -33,6 +35,7 @@ def features(
     if facts is not None:
         out.print(_facts_table(facts), "")
     out.print(_feature_table(), "")
+    out.print(_number_table(), "")
     out.print(_missing_table("Arguments of LLM that this version refuses", MISSING_ARGS), "")
     out.print(_missing_table("Fields of SamplingParams that this version refuses", MISSING_SAMPLING))
 
@@ -94,6 +97,21 @@ def _feature_table() -> Any:
         excludes = "".join(f"\nnot with {name}: {reason}" for name, reason in (row.excludes or {}).items())
         table.add_row(row.title, "on" if row.on_by_default else "-", row.turned_on_by + excludes, row.witness)
     return table
+
+
+def _number_table() -> Any:
+    """What numbers can be kept in, as the settings themselves say it."""
+    weights = (*_values(LlmArgs, "dtype"), *_values(QuantConfig, "quant_algo"))
+    table = console.table("what", "kept in", "setting", title="Numbers: these change outputs, features do not")
+    table.add_row("weights", ", ".join(weights), "dtype, quant_config.quant_algo")
+    table.add_row("keys and values", ", ".join(_values(KvCacheConfig, "dtype")), "kv_cache_config.dtype")
+    table.add_row("recurrent states", "float32", "-")
+    return table
+
+
+def _values(config: type[Config], name: str) -> tuple[str, ...]:
+    """The values that a field can have."""
+    return get_args(config.model_fields[name].annotation)
 
 
 def _missing_table(title: str, rows: tuple[Missing, ...]) -> Any:

@@ -23,6 +23,10 @@ _ROWS = 64
 """Rows whose logits are made at a time."""
 
 
+CACHES = ("auto", *CACHE_DTYPES)
+"""What the cache of a mode can be in, by name; auto: as its activations."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mode:
     """How weights, keys and values are kept, and what products are computed in."""
@@ -35,7 +39,7 @@ class Mode:
     """None: ``dtype``."""
 
     def with_cache(self, name: str) -> Mode:
-        """The same over a cache in one of ``CACHE_DTYPES``, or as it is for ``auto``."""
+        """The same over a cache in one of ``CACHES``."""
         if name == "auto":
             return self
         return replace(self, name=f"{self.name}, cache in {name}", kv_dtype=CACHE_DTYPES[name])
