@@ -1,6 +1,7 @@
 """Where the time of a decode step goes: a replayed one, the same operator by operator, and the memory's limit.
 
     python bench/step.py [--model smollm2-135m] [--batch 1 8] [--context 256] [--new 1] [--rounds 30]
+                         [--quantization int8] [--cache int8]
 
 Random weights in the shape of a model. ``--new`` rows of each sequence are computed, the last of its context: with
 all of them the step is a prefill. ``read`` is the time of reading the step's weights and keys and values once, ``peak``
@@ -24,10 +25,12 @@ from headrace.core.plan import BLOCK_TOKENS
 from headrace.layers.base import BuildContext
 from headrace.models.registry import build_model
 from headrace.ops.batch import Batch, GroupBatch
+from headrace.ops.blocks import CACHE_DTYPES
 from headrace.ops.native import core
 from headrace.ops.native.record import Recorder
 from headrace.ops.table import select_ops
 from headrace.runner.build import arena_views
+from headrace.runner.scheme import scheme_for
 from headrace.weights.dummy import DummyCheckpoint
 from kernels import DTYPES, seconds
 from limits import peak
@@ -51,19 +54,24 @@ PRODUCTS = ("qkv", "o", "gate_up", "down")
 class Step:
     """A model with ``n_seqs`` sequences of ``context`` tokens, the last of each computed in this step."""
 
-    def __init__(self, config: dict[str, object], dtype: torch.dtype, n_seqs: int, context: int, new: int) -> None:
-        self.model = build_model(config, BuildContext(select_ops("cpu", dtype), dtype))
+    def __init__(self, config: dict[str, object], dtype: torch.dtype, n_seqs: int, context: int, new: int,
+                 quantization: str | None, cache: torch.dtype) -> None:  # fmt: skip
+        ops = select_ops("cpu", dtype, kv_dtype=cache)
+        ctx = BuildContext(ops, dtype, kv_dtype=cache, scheme=scheme_for(quantization, None))
+        self.model = build_model(config, ctx)
         shapes, zero = self.model.tensor_shapes(), self.model.zero_centred()
         self.model.load(DummyCheckpoint(config, shapes, seed=0, dtype=dtype, zero_centred=zero), threads=usable_cpus())
         self._groups = group_layers(self.model.cache_specs())
+        self._dtype = dtype
         self._n_seqs, self._context, self._new = n_seqs, context, new
         columns = -(-context // BLOCK_TOKENS)
-        views = arena_views(arena_for_tokens(self._groups, n_seqs * columns * BLOCK_TOKENS), self._groups, dtype)
-        self._views = [view.normal_() for view in views]
+        views = arena_views(arena_for_tokens(self._groups, n_seqs * columns * BLOCK_TOKENS), self._groups, cache)
+        self._views = [view.normal_() if cache.itemsize > 1 else view.view(torch.int32).random_(0x3F000000, 0x40000000)
+                       for view in views]  # fmt: skip
         self.model.bind_cache([group.layers for group in self._groups], views)
         self.kv_bytes = n_seqs * context * sum(group.block_bytes for group in self._groups) // BLOCK_TOKENS
         self._table = (1 + torch.arange(n_seqs * columns, dtype=torch.int32)).view(n_seqs, columns)
-        self._attention = select_ops("cpu", dtype).attention
+        self._attention = ops.attention
         self._batch = self._planned()
         self.n_rows = n_seqs * new
         self.recorder = Recorder(self.n_rows)
@@ -95,7 +103,7 @@ class Step:
         weights = [p for p in self.model.parameters() if len(p.shape) == 2]
         body = sum(p.numel for p in weights if p.shape[0] != self.model.vocab_size)
         head = self.model.vocab_size * self.model.head.weight.shape[1] if self._new == 1 else 0
-        return 2 * self.n_rows * (body + head) / peak(weights[0].dtype, 1)
+        return 2 * self.n_rows * (body + head) / peak(self._dtype, 1)
 
     def read(self) -> float:
         """Seconds to read all weights, and as many bytes as the keys and values are."""
@@ -118,7 +126,7 @@ def kinds(times: list[tuple[str, int]], n_layers: int) -> tuple[Counter[str], Co
     n_products = 0
     for kind, nanoseconds in times:
         name = kind
-        if kind == "Linear":
+        if kind in ("Linear", "BlockLinear"):
             name = PRODUCTS[n_products % 4] if n_products < 4 * n_layers else "head"
             n_products += 1
         total[name] += nanoseconds
@@ -158,6 +166,8 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--new", type=int, default=1, help="rows of each sequence")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
+    parser.add_argument("--quantization", choices=("int8", "int4"), help="of weights")
+    parser.add_argument("--cache", choices=tuple(CACHE_DTYPES), help="keys and values; else in --dtype")
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
@@ -165,9 +175,12 @@ def main() -> None:
         sys.exit(core.reason())
     torch.set_num_threads(1)
     core.set_threads(args.threads)
-    print(f"{args.model}, {args.dtype}, context {args.context}, level {core.native().level()}, {args.threads} threads")
+    kept = f"{args.dtype}, weights in {args.quantization or args.dtype}, cache in {args.cache or args.dtype}"
+    print(f"{args.model}, {kept}, context {args.context}, level {core.native().level()}, {args.threads} threads")
     for n_seqs in args.batch:
-        step = Step(MODELS[args.model], DTYPES[args.dtype], n_seqs, args.context, args.new)
+        dtype = DTYPES[args.dtype]
+        cache = CACHE_DTYPES.get(args.cache, dtype)
+        step = Step(MODELS[args.model], dtype, n_seqs, args.context, args.new, args.quantization, cache)
         measure(step, f"batch {n_seqs}", args.rounds)
 
 

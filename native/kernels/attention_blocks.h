@@ -62,6 +62,10 @@ struct SegmentBlocks {
             if constexpr (P::scaled) {
                 view.key_scales = scales_of(block) + kv_head * block_tokens;
                 view.value_scales = view.key_scales + job.n_kv_heads * block_tokens;
+                for (int64_t i = 0; i < block_tokens; i += 16) {  // small, and wanted soon
+                    __builtin_prefetch(view.key_scales + i);
+                    __builtin_prefetch(view.value_scales + i);
+                }
             } else if (!whole || job.value_dim % panel_outputs != 0) {
                 T* copy = copies + count * block_tokens * padded_dim(job);
                 copy_values(view.values, any, copy);

@@ -58,7 +58,7 @@ class Case:
         for s, width in enumerate(widths):
             self.table[s, :width] = torch.tensor([order.pop() for _ in range(width)])
             past = torch.arange(self.lengths[s] - self.new[s])
-            places = attention.Metadata(self.table[s, past // 32].long(), past % 32, ())
+            places = attention.Metadata(self.table[s, past // 32].long(), past % 32, (), torch.ones(0, 1))
             BACKEND.write(self.k[s][: len(past)], self.v[s][: len(past)], bound, places)
             first = self.spec.needed_from(self.lengths[s] - self.new[s])
             self.table[s, : first // BLOCK_TOKENS] = NO_BLOCK
