@@ -112,15 +112,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         if len(models) > 1:
             _, own = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
             drafter = ModelDrafter(models[1], own, ops, groups, slots, graphs[1], device)
-    capacity = Capacity(
-        n_slots=args.max_batch_size,
-        max_seq_len=max_seq_len,
-        vocab_size=model.vocab_size,
-        groups=groups,
-        arena=layout,
-        reads_whole_prompts=model.reads_whole_prompts,
-        pooling=model.pooling,
-    )
+    capacity = _capacity(args, model, max_seq_len, groups, layout)
     expert_bytes, expert_share = model.expert_bytes()
     effective = {
         "dtype": str(dtype).removeprefix("torch."),
@@ -142,6 +134,20 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     media = _media(model, ops, groups, slots)
     runner = StepRunner(model, sampler, ops, groups, views, slots, graphs[0], Poolers(model), states, drafter, media)
     return Worker(runner, capacity, memory, effective)
+
+
+def _capacity(
+    args: LlmArgs, model: Model, max_seq_len: int, groups: tuple[CacheGroup, ...], layout: ArenaLayout
+) -> Capacity:
+    return Capacity(
+        n_slots=args.max_batch_size,
+        max_seq_len=max_seq_len,
+        vocab_size=model.vocab_size,
+        groups=groups,
+        arena=layout,
+        reads_whole_prompts=model.reads_whole_prompts,
+        pooling=model.pooling,
+    )
 
 
 def _refuse_past(args: LlmArgs, model: Model) -> None:
