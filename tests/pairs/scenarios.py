@@ -352,7 +352,7 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
 
 
 _POOLING = ("last", "mean", "all")
-_ABOUT_DRAWING = ("top_p_decay", "top_p_min", "stop")
+_ABOUT_DRAWING = ("top_p_decay", "top_p_min")
 """What does not go with beams: the other half of the requests has it."""
 
 

@@ -194,3 +194,23 @@ def test_processed_logprobs_are_those_of_the_draw(tiny: Running) -> None:
 
     assert sum_of_two("raw") < 0.9
     assert sum_of_two("processed") == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"use_beam_search": True, "best_of": 3, "length_penalty": 1.0, "stop": ["e", "a"]}, {"best_of": 4, "seed": 3}],
+)
+def test_beams_and_best_of_whole_and_streamed(tiny: Running, fields: dict[str, object]) -> None:
+    params = SamplingParams(n=2, max_tokens=12, temperature=1.0, **fields)
+    expected = tiny.llm.generate(PROMPT, params, use_tqdm=False).outputs
+    body = {"prompt": PROMPT, "n": 2, "max_tokens": 12, "extra_body": fields}
+    whole = tiny.client().completions.create(model=NAME, **body)
+    assert [(choice.text, choice.finish_reason) for choice in whole.choices] == [
+        (one.text, one.finish_reason) for one in expected
+    ]
+    texts = ["", ""]
+    for chunk in tiny.client().completions.create(model=NAME, stream=True, **body):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [one.text for one in expected]
+    tiny.idle()

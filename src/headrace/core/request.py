@@ -38,6 +38,9 @@ class Request:
     """``guided_decoding`` compiled, a ``guided.contract.Grammar``; it never leaves the engine's process."""
     media: tuple[MediaItem, ...] = ()
     """In the order of their placeholders."""
+    beam_text: Any = None
+    """The empty text of a beam (``engine.stop_texts.BeamText``), where stop strings end beams; it never leaves the
+    engine's process."""
     pooling: Pooling | None = None
     """The prompt is encoded, not continued: nothing is sampled, and ``n`` is 1."""
 

@@ -213,8 +213,6 @@ class SamplingParams(BaseModel):
         for name, values in neutral.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is about drawing, and beam search draws nothing; leave {name} out")
-        if self.stop:
-            raise ValueError("stop texts end an output that is drawn; with use_beam_search give stop_token_ids")
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from headrace.spec import (
     UserProposer,
     WorkerProposer,
 )
+from headrace.tokenizer.tokenizer import Tokenizer
 from headrace.weights.checkpoint import Checkpoint, open_checkpoint
 from headrace.weights.resolve import resolve_model
 
@@ -74,7 +76,10 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
             memory, effective = executor.call("describe")
             absent = _absent_features(args, capacity)
             eos_ids = _eos_ids(config, generation)
-            backend = _assemble(args, executor, capacity, lambda: _compiler(args, path, capacity, eos_ids))
+            get_tokenizer = functools.cache(lambda: find_tokenizer(args, path, Phases()))
+            backend = _assemble(
+                args, executor, capacity, lambda: _compiler(args, get_tokenizer(), capacity, eos_ids), get_tokenizer
+            )
     except BaseException:
         executor.close()
         raise
@@ -92,7 +97,11 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
 
 
 def _assemble(
-    args: LlmArgs, executor: InprocExecutor, capacity: Capacity, make_compiler: Callable[[], Compiler]
+    args: LlmArgs,
+    executor: InprocExecutor,
+    capacity: Capacity,
+    make_compiler: Callable[[], Compiler],
+    get_tokenizer: Callable[[], Tokenizer | None],
 ) -> LocalBackend:
     clock = SystemClock()
     depth = 1 if args.disable_overlap_scheduler else 2
@@ -119,17 +128,17 @@ def _assemble(
         manager, options, _proposer(args.speculative_config, capacity.vocab_size), clock, _pace(args.speculative_config)
     )
     stats = StatsRecorder(scheduler, clock, args.iter_stats_max_iterations)
-    return LocalBackend(executor, scheduler, depth, clock, stats, GrammarCompiling(make_compiler, clock))
+    return LocalBackend(executor, scheduler, depth, clock, stats, GrammarCompiling(make_compiler, clock), get_tokenizer)
 
 
-def _compiler(args: LlmArgs, path: Path, capacity: Capacity, eos_ids: frozenset[int]) -> Compiler:
+def _compiler(args: LlmArgs, tokenizer: Tokenizer | None, capacity: Capacity, eos_ids: frozenset[int]) -> Compiler:
     """Of ``guided_decoding_backend``. Raises ``RequestError``."""
     if args.guided_decoding_backend is None:
         raise RequestError(
             "guided_decoding is turned off here (guided_decoding_backend=None); start with 'llguidance' or 'xgrammar'",
             param="guided_decoding",
         )
-    vocabulary = vocabulary_of(find_tokenizer(args, path, Phases()), capacity.vocab_size, eos_ids)
+    vocabulary = vocabulary_of(tokenizer, capacity.vocab_size, eos_ids)
     return make_compiler(args.guided_decoding_backend, vocabulary)
 
 

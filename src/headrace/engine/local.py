@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from headrace.core.clock import Clock
-from headrace.core.errors import ConfigError, EngineDeadError, IntegrityError
+from headrace.core.errors import ConfigError, EngineDeadError, IntegrityError, RequestError
 from headrace.core.outputs import EngineHealth
 from headrace.core.plan import FinishReason
 from headrace.core.request import Request
 from headrace.executor.base import Executor
 from headrace.sched.scheduler import Scheduler
+from headrace.tokenizer.tokenizer import Tokenizer
 
 from .backend import Deliver, Fail
 from .grammars import GrammarCompiling
 from .loop import EngineLoop, tell_nobody
 from .stats import StatsRecorder
+from .stop_texts import BeamText
 
 
 def _stats(scheduler: Scheduler, recorder: StatsRecorder) -> list[dict[str, Any]]:
@@ -62,8 +65,10 @@ class LocalBackend:
         clock: Clock,
         stats: StatsRecorder,
         grammars: GrammarCompiling,
+        get_tokenizer: Callable[[], Tokenizer | None],
     ) -> None:
-        """``depth``: steps in flight."""
+        """``depth``: steps in flight. ``get_tokenizer``: asked when the text of beams is looked at."""
+        self._get_tokenizer = get_tokenizer
         self._grammars = grammars
         self.executor = executor
         self._scheduler = scheduler
@@ -90,10 +95,18 @@ class LocalBackend:
 
     def submit(self, request: Request) -> None:
         self._check_alive()
+        if request.sampling.use_beam_search and request.sampling.stop:
+            request = self._with_beam_text(request)
         if request.sampling.guided_decoding is None:
             self.loop.submit(request)
         else:
             self._grammars.submit(request, self.loop)
+
+    def _with_beam_text(self, request: Request) -> Request:
+        tokenizer = self._get_tokenizer()
+        if tokenizer is None:
+            raise RequestError("stop texts need a tokenizer; give stop_token_ids", param="stop")
+        return replace(request, beam_text=BeamText(request, tokenizer))
 
     def cancel(self, request_id: int) -> None:
         self._check_alive()

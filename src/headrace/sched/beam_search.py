@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from headrace.core.plan import Candidate, FinishReason, TokenLogprobs
 from headrace.core.request import Request
@@ -30,6 +30,8 @@ class Text:
     shown: TokenLogprobs | None
     cumulative: float
     length: int
+    words: Any = None
+    """What it reads as, where stop strings end it: it has ``after(token)`` and ``is_stopped``."""
 
     def tokens(self) -> tuple[int, ...]:
         return tuple(text.token for text in self._way())
@@ -70,14 +72,16 @@ class BeamSearch:
         self._early_stopping = 1 if sampling.early_stopping is None else sampling.early_stopping
         self._stop_ids, self._eos_ids = request.stop_ids, request.eos_ids
         self._max_tokens = max_length - len(request.prompt_token_ids)
-        self._living = [Text(None, -1, None, 0.0, 0)]
+        self._living = [Text(None, -1, None, 0.0, 0, request.beam_text)]
+        # How many continuations stop strings end is not known beforehand.
+        self._spare = len(self._stop_ids) + (0 if request.beam_text is None else sampling.beam_width)
         self._ended: list[Ended] = []
         self.done = False
 
     @property
     def n_candidates(self) -> int:
         """Of each beam: so many that, if all ends are among them, enough others are left."""
-        return max(self._widths) + len(self._stop_ids)
+        return max(self._widths) + self._spare
 
     def advance(self, candidates: Sequence[Sequence[Candidate]]) -> list[Move]:
         """``candidates[b]``: of the living beam b, in falling order. The beams after it, best first."""
@@ -88,9 +92,9 @@ class BeamSearch:
         moves: list[Move] = []
         living: list[Text] = []
         for place, (beam, one) in enumerate(pool):
-            if len(living) == width and place >= width:
+            if place >= width and (len(living) == width or n_tokens >= self._max_tokens):
                 break
-            text = Text(self._living[beam], one.token, one.shown, self._sum(beam, one), n_tokens)
+            text = self._child(beam, one)
             finish = self._finish(text)
             if finish is not None:
                 # What ends further down would crowd out what may still become better.
@@ -108,6 +112,11 @@ class BeamSearch:
         going_on = [] if self.done else [Ended(text, self._score(text), None, None) for text in self._living]
         return sorted(self._ended + going_on, key=lambda ended: -ended.score)[:n]
 
+    def _child(self, beam: int, one: Candidate) -> Text:
+        parent = self._living[beam]
+        words = None if parent.words is None else parent.words.after(one.token)
+        return Text(parent, one.token, one.shown, self._sum(beam, one), parent.length + 1, words)
+
     def _sum(self, beam: int, one: Candidate) -> float:
         return self._living[beam].cumulative + one.logprob
 
@@ -116,12 +125,12 @@ class BeamSearch:
         return self._sum(beam, one) + self._diversity * beam
 
     def _finish(self, text: Text) -> FinishReason | None:
-        if text.token in self._stop_ids:
+        if text.token in self._stop_ids or (text.words is not None and text.words.is_stopped):
             return FinishReason.STOP
         return FinishReason.LENGTH if text.length >= self._max_tokens else None
 
     def _end(self, text: Text, finish: FinishReason) -> None:
-        is_stop_id = finish is FinishReason.STOP and text.token not in self._eos_ids
+        is_stop_id = text.token in self._stop_ids - self._eos_ids
         self._ended.append(Ended(text, self._score(text), finish, text.token if is_stop_id else None))
         self._ended.sort(key=lambda ended: -ended.score)
         del self._ended[self._most_ended :]

@@ -83,7 +83,8 @@ def _assemble(wanted: SimSettings) -> LocalBackend:
     cost = SimCost(wanted.step_seconds, 0.0)
     executor = SimExecutor(capacity, _Sleeper() if wanted.step_seconds else VirtualClock(), cost)
     stats = StatsRecorder(scheduler, clock, 1000)
-    return LocalBackend(executor, scheduler, options.depth, clock, stats, GrammarCompiling(_no_grammars, clock))
+    grammars = GrammarCompiling(_no_grammars, clock)
+    return LocalBackend(executor, scheduler, options.depth, clock, stats, grammars, lambda: None)
 
 
 def _no_grammars() -> Compiler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -39,8 +40,16 @@ class Detokenizer:
         """The rest, when no more ids come: U+FFFD for a character that was never completed."""
         return self._text.flush()
 
+    def fork(self) -> Detokenizer:
+        """Another one, that goes on from here by itself."""
+        other = copy.copy(self)
+        other._text = self._text.fork()
+        return other
+
 
 class _Text(Protocol):
+    def fork(self) -> _Text: ...
+
     def push(self, ids: Iterable[int]) -> str: ...
 
     def flush(self) -> str: ...
@@ -62,6 +71,12 @@ class _ByteText:
 
     def flush(self) -> str:
         return self._stripped(self._decoder.decode(b"", final=True))
+
+    def fork(self) -> _ByteText:
+        other = copy.copy(self)
+        other._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        other._decoder.setstate(self._decoder.getstate())
+        return other
 
     def _stripped(self, text: str) -> str:
         if self._strip_next and text:
@@ -91,6 +106,13 @@ class _LibraryText:
         text = "".join(pieces)
         self._n_given += len(text)
         return text
+
+    def fork(self) -> _LibraryText:
+        # The library's stream cannot be copied.
+        other = _LibraryText(self._tokenizer, self._skip_special_tokens)
+        other.push(self._ids)
+        other._n_given = self._n_given
+        return other
 
     def flush(self) -> str:
         rest = self._tokenizer.decode(self._ids, self._skip_special_tokens)[self._n_given :]
