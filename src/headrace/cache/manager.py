@@ -215,7 +215,8 @@ class CacheManager:
                 self._pin(group, block)
             held.append(deque(shared + row))
         lease = self._register(BlockLease(parent.identity, list(parent.first), held, blocks_of(computed)))
-        lease.node, lease.n_indexed, lease.n_shared = parent.node, parent.n_indexed, n_whole
+        lease.node, lease.n_indexed = parent.node, parent.n_indexed
+        lease.n_shared = lease.n_found = n_whole
         lease.has_twins, lease.media = parent.has_twins, parent.media
         updates = tuple(
             BlockUpdate(slot, group, 0, (NULL_BLOCK,) * lease.first[group] + tuple(row))
