@@ -54,6 +54,8 @@ _SUPER_INNER = {
     5632: "54-55,57-59,64-65,68",
     2816: "62-63,66-67,69-70",
 }
+_NANO_MAMBA = "0,2,4,7,9,11,14,16,18,21,23,25,28,30,32,35,37,39,41,44,46,48,50"
+_NANO_MIXED = "1,3,6,8,10,13,15,17,20,22,24,27,29,31,34,36,38,40,43,45,47,49,51"
 _SUPER_ATTENDS = "0-5,8-10,12-41,52,71-79"
 
 LAYOUTS: dict[str, str] = {
@@ -145,6 +147,30 @@ backbone.layers.[7,18,29,40].mixer.v_proj.weight  1024 4096
 backbone.layers.[7,18,29,40].mixer.o_proj.weight  4096 4096
 backbone.layers.[1-5/2,8-16/2,19-27/2,30-38/2,41-51/2].mixer.up_proj.weight  21504 4096
 backbone.layers.[1-5/2,8-16/2,19-27/2,30-38/2,41-51/2].mixer.down_proj.weight  4096 21504
+""",
+    "Nemotron-3-Nano-30B-A3B": f"""
+backbone.embeddings.weight  131072 2688
+backbone.norm_f.weight  2688
+lm_head.weight  131072 2688
+backbone.layers.[0-51].norm.weight  2688
+backbone.layers.[{_NANO_MAMBA}].mixer.in_proj.weight  10304 2688
+backbone.layers.[{_NANO_MAMBA}].mixer.conv1d.weight  6144 1 4
+backbone.layers.[{_NANO_MAMBA}].mixer.conv1d.bias  6144
+backbone.layers.[{_NANO_MAMBA}].mixer.A_log  64
+backbone.layers.[{_NANO_MAMBA}].mixer.D  64
+backbone.layers.[{_NANO_MAMBA}].mixer.dt_bias  64
+backbone.layers.[{_NANO_MAMBA}].mixer.norm.weight  4096
+backbone.layers.[{_NANO_MAMBA}].mixer.out_proj.weight  2688 4096
+backbone.layers.[5,12,19,26,33,42].mixer.q_proj.weight  4096 2688
+backbone.layers.[5,12,19,26,33,42].mixer.k_proj.weight  256 2688
+backbone.layers.[5,12,19,26,33,42].mixer.v_proj.weight  256 2688
+backbone.layers.[5,12,19,26,33,42].mixer.o_proj.weight  2688 4096
+backbone.layers.[{_NANO_MIXED}].mixer.gate.weight  128 2688
+backbone.layers.[{_NANO_MIXED}].mixer.gate.e_score_correction_bias  128
+backbone.layers.[{_NANO_MIXED}].mixer.experts.[0-127].up_proj.weight  1856 2688
+backbone.layers.[{_NANO_MIXED}].mixer.experts.[0-127].down_proj.weight  2688 1856
+backbone.layers.[{_NANO_MIXED}].mixer.shared_experts.up_proj.weight  3712 2688
+backbone.layers.[{_NANO_MIXED}].mixer.shared_experts.down_proj.weight  2688 3712
 """,
     "DeepSeek-V3": _ENDS.format(last=60, h=7168, v=129280)
     + """

@@ -30,6 +30,7 @@ BILLIONS = {
     "Llama-3_3-Nemotron-Super-49B": 49.87,
     "Llama-3_1-Nemotron-Ultra-253B": 253.40,
     "Nemotron-H-8B": 8.10,
+    "Nemotron-3-Nano-30B-A3B": 31.58,
     "DeepSeek-V3": 671.03,
 }
 """Parameters as published, multi-token prediction and vision towers left out."""

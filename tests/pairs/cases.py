@@ -31,7 +31,7 @@ WINDOWED = (
 prompts."""
 SEEING = ("mllama",)
 """Families that look at pictures: half of their prompts have some."""
-STATEFUL = ("nemotron-h", "qwen3-next")
+STATEFUL = ("nemotron-h-experts", "qwen3-next")
 """Families with recurrent layers."""
 TOUCHING_STATES = frozenset(
     (

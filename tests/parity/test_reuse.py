@@ -14,7 +14,7 @@ from headrace.eval.tiny import random_prompts
 
 VARIANTS = (
     "llama", "qwen2-sliding", "qwen3", "gemma3", "mistral-sliding", "phi3-sliding-mha", "phi3-longrope-long",
-    "nemotron", "exaone4", "nemotron-h", "qwen3-next", "decilm", "deepseek-v3",
+    "nemotron", "exaone4", "nemotron-h-experts", "qwen3-next", "decilm", "deepseek-v3",
 )  # fmt: skip
 """Every family; of two, every layer slides."""
 

@@ -11,7 +11,7 @@ import torch
 from headrace import LLM, ConfigError, KvCacheConfig, NGramDecodingConfig, SamplingParams
 from headrace.eval.tiny import make, random_prompts, save
 
-VARIANTS = ("nemotron-h", "qwen3-next")
+VARIANTS = ("nemotron-h-experts", "qwen3-next")
 """Every family with recurrent layers."""
 
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=1, detokenize=False)

@@ -55,7 +55,7 @@ def logprobs(path: Path, model: Any, forced: str | None = None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("form", [INT8, INT4], ids=["int8", "int4"])
-@pytest.mark.parametrize("variant", ["mixtral", "qwen3-moe", "gpt-oss", "llama4"])
+@pytest.mark.parametrize("variant", ["mixtral", "qwen3-moe", "gpt-oss", "llama4", "deepseek-v3", "nemotron-h-experts"])
 def test_experts_are_rounded_at_load(variant: str, form: Any, tmp_path: Path) -> None:
     folder = tiny.save(tiny.make(variant), tmp_path)
     checkpoint = open_checkpoint(folder)
@@ -74,6 +74,14 @@ def test_experts_are_rounded_at_load(variant: str, form: Any, tmp_path: Path) ->
     routers = [layer for layer in model.sublayers() if isinstance(layer, SoftmaxRouter | SigmoidRouter)]
     assert routers
     assert not any(router.logits.weight.formats for router in routers)
+
+
+def test_what_stays_in_floats_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = open_checkpoint(tiny.save(tiny.make("deepseek-v3"), tmp_path))
+    loaded(checkpoint, NO_SCHEME)
+    assert not caplog.messages
+    loaded(checkpoint, AtLoad(INT8))
+    assert [message for message in caplog.messages if "kv_b_proj stays in torch.float32" in message]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])

@@ -223,6 +223,18 @@ class MixtureOfExperts(Layer):
         return self.router.share
 
 
+class LatentMixture(MixtureOfExperts):
+    """Experts in a narrower space: rows are projected into it and their sums out of it. The router sees the rows
+    themselves (Nemotron-3)."""
+
+    def __init__(self, router: SoftmaxRouter | SigmoidRouter, experts: Experts, into: Linear, out_of: Linear) -> None:
+        super().__init__(router, experts)
+        self.into, self.out_of = into, out_of
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out_of(self.experts(self.into(x), self.router(x)))
+
+
 class WithSharedExpert(Layer):
     """A mixture, plus an expert that every row passes through."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,6 @@ from headrace.layers.mlp import GatedMLP
 from headrace.layers.moe import (
     Experts,
     MixtureOfExperts,
-    SigmoidChoice,
     SigmoidRouter,
     WithSharedExpert,
     separate_experts,
@@ -22,9 +22,12 @@ from headrace.layers.moe import (
 from headrace.layers.rope import RopeSpec, yarn_gain
 from headrace.ops.moe import ExpertsShape
 
-from .config import DecoderConfig, Fields, read_decoder, read_experts
+from .config import DecoderConfig, Fields, read_decoder
+from .grouped_choice import GroupedDefaults, read_grouped_choice
 from .rope_config import read_rope
 from .stacked import StackedDecoder
+
+log = logging.getLogger("headrace")
 
 
 class DeepseekV3ForCausalLM(StackedDecoder):
@@ -70,6 +73,10 @@ class DeepseekV3ForCausalLM(StackedDecoder):
             )
 
         super().__init__(ctx, c, rope, block)
+        if ctx.scheme.format("model.layers.0.self_attn.kv_b_proj.weight", is_table=False) is not None:
+            log.warning(
+                "kv_b_proj stays in %s: heads read its halves one by one, and only floats are read so", ctx.dtype
+            )
         # Layers behind the last predict further tokens (num_nextn_predict_layers); generation does not use them.
         n_further = fields.integer("num_nextn_predict_layers", 1, at_least=0)
         self.ignore_below(*(f"model.layers.{c.n_layers + i}." for i in range(n_further)))
@@ -84,24 +91,7 @@ def _mixture(fields: Fields, c: DecoderConfig) -> Any:
     """What makes the mixture of a layer, from (ctx, name)."""
     fields.choice("scoring_func", ("sigmoid",), "sigmoid")
     fields.choice("topk_method", ("noaux_tc",), "noaux_tc")
-    n_experts, k = read_experts(fields, ("n_routed_experts",), default=256, default_k=8)
-    n_groups, top_groups = fields.integer("n_group", 8), fields.integer("topk_group", 4)
-    if n_experts % n_groups or n_experts // n_groups < 2 or top_groups > n_groups:
-        raise ModelError(
-            f"{fields.where}: n_routed_experts = {n_experts} in n_group = {n_groups} groups of which topk_group ="
-            f" {top_groups} stay: groups must be equal, of 2 experts or more, and at least as many as stay"
-        )
-    if k > top_groups * (n_experts // n_groups):
-        raise ModelError(
-            f"{fields.where}: num_experts_per_tok = {k} is more than the {top_groups} groups that stay have experts"
-        )
-    choice = SigmoidChoice(
-        k,
-        normalised=fields.flag("norm_topk_prob", True),
-        n_groups=n_groups,
-        top_groups=top_groups,
-        factor=fields.number("routed_scaling_factor", 2.5),
-    )
+    n_experts, choice = read_grouped_choice(fields, GroupedDefaults(256, 8, n_groups=8, top_groups=4, factor=2.5))
     inner = fields.integer("moe_intermediate_size", 2048)
     shared = inner * fields.integer("n_shared_experts", 1)
     shape = ExpertsShape(n_experts, c.hidden_size, inner, "silu_mul")

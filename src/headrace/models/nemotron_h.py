@@ -1,4 +1,4 @@
-"""Nemotron-H and Nemotron Nano 2: Mamba2, attention and MLP layers in a pattern."""
+"""Nemotron-H, Nemotron Nano 2 and Nemotron 3: Mamba2, attention, MLPs and experts in a pattern."""
 
 from __future__ import annotations
 
@@ -12,14 +12,25 @@ from headrace.layers.attention import AttentionShape, SelfAttention
 from headrace.layers.base import BuildContext, Layer
 from headrace.layers.block import AttentionBranch, Branch
 from headrace.layers.embedding import Embedding, LMHead
+from headrace.layers.linear import Linear
 from headrace.layers.mamba2 import Mamba2
 from headrace.layers.mlp import SquaredReLUMLP
+from headrace.layers.moe import (
+    Experts,
+    LatentMixture,
+    MixtureOfExperts,
+    SigmoidRouter,
+    WithSharedExpert,
+    separate_experts,
+)
 from headrace.layers.norm import NoHeadNorm, RMSNorm
 from headrace.ops.batch import Batch
+from headrace.ops.moe import ExpertsShape
 from headrace.ops.recurrent import RecurrentShape
 
 from .base import Decoder
 from .config import Fields
+from .grouped_choice import GroupedDefaults, read_grouped_choice
 
 _MAMBA, _ATTENTION, _MLP, _MOE = "linear_attention", "full_attention", "mlp", "moe"
 _LETTERS = {"M": _MAMBA, "*": _ATTENTION, "-": _MLP, "E": _MOE}
@@ -43,13 +54,15 @@ class NemotronHForCausalLM(Decoder):
         make = _mixers(fields, ctx, size, eps)
         self.embed = Embedding(ctx, "backbone.embeddings", self.vocab_size, size)
         self.layers = tuple(
-            (Branch if kind == _MLP else AttentionBranch)(
+            (Branch if kind in (_MLP, _MOE) else AttentionBranch)(
                 ctx, f"backbone.layers.{i}.norm", size, eps, make(kind, f"backbone.layers.{i}.mixer")
             )
             for i, kind in enumerate(_kinds(fields))
         )
         self.norm = RMSNorm(ctx, "backbone.norm_f", size, eps)
         self.head = LMHead(ctx, "lm_head", self.vocab_size, size)
+        # Layers that predict further tokens; generation does not use them.
+        self.ignore_below("mtp.")
 
     def forward(self, batch: Batch) -> torch.Tensor:
         x = self.embed(batch.input_ids)
@@ -64,11 +77,11 @@ def _kinds(fields: Fields) -> list[str]:
     if given is None:
         given = [_LETTERS.get(letter, letter) for letter in fields.raw("hybrid_override_pattern")]
     kinds = [_OLDER.get(kind, kind) for kind in given]
-    unknown = sorted(set(kinds) - {_MAMBA, _ATTENTION, _MLP})
+    unknown = sorted(set(kinds) - set(_LETTERS.values()))
     if unknown or not kinds:
         raise ModelError(
             f"{fields.where}: layers of kind {', '.join(unknown) or '(none at all)'}; there are {_MAMBA} (M),"
-            f" {_ATTENTION} (*) and {_MLP} (-). Layers of experts (E) are not supported in this architecture"
+            f" {_ATTENTION} (*), {_MLP} (-) and {_MOE} (E)"
         )
     n_layers = fields.integer("num_hidden_layers", len(kinds))
     if n_layers != len(kinds):
@@ -89,18 +102,44 @@ def _mixers(fields: Fields, ctx: BuildContext, hidden_size: int, eps: float) -> 
     recurrent = _recurrent_shape(fields)
     dt_limit, bias = _dt_limit(fields), fields.flag("use_bias", False)
     conv_bias, inner_size = fields.flag("use_conv_bias", True), fields.integer("intermediate_size")
+    mixture = _Mixture(fields, ctx, hidden_size, bias=mlp_bias)
 
     def make(kind: str, name: str) -> Layer:
         if kind == _MAMBA:
             return Mamba2(ctx, name, recurrent, hidden_size, eps, dt_limit=dt_limit, bias=bias, conv_bias=conv_bias)
         if kind == _MLP:
             return SquaredReLUMLP(ctx, name, hidden_size, inner_size, bias=mlp_bias)
+        if kind == _MOE:
+            return mixture(name)
         scale = attention.head_dim**-0.5
         return SelfAttention(
             ctx, name, attention, NoHeadNorm(), scale=scale, rotated=False, bias=attention_bias, out_bias=attention_bias
         )
 
     return make
+
+
+class _Mixture:
+    """Makes the experts of a layer, squared ReLU without a gate, beside one that every row passes through."""
+
+    def __init__(self, fields: Fields, ctx: BuildContext, hidden_size: int, *, bias: bool) -> None:
+        self._ctx, self._size, self._bias = ctx, hidden_size, bias
+        n_experts, self._choice = read_grouped_choice(fields, GroupedDefaults(8, 2, 1, 1, 1.0))
+        self._latent_size = fields.integer("moe_latent_size", None)
+        size, inner = self._latent_size or hidden_size, fields.integer("moe_intermediate_size", 7688)
+        self._shape = ExpertsShape(n_experts, size, inner, "relu_squared")
+        self._shared_size = fields.integer("moe_shared_expert_intermediate_size", 7688)
+
+    def __call__(self, name: str) -> WithSharedExpert:
+        ctx, shape = self._ctx, self._shape
+        router = SigmoidRouter(ctx, f"{name}.gate", self._size, shape.n_experts, self._choice, corrected=True)
+        experts = Experts(ctx, shape, separate_experts(f"{name}.experts", shape, up=("up_proj",)))
+        shared = SquaredReLUMLP(ctx, f"{name}.shared_experts", self._size, self._shared_size, bias=self._bias)
+        if self._latent_size is None:
+            return WithSharedExpert(ctx, MixtureOfExperts(router, experts), shared)
+        into = Linear(ctx, (f"{name}.fc1_latent_proj",), self._size, (shape.size,), bias=self._bias)
+        out_of = Linear(ctx, (f"{name}.fc2_latent_proj",), shape.size, (self._size,), bias=self._bias)
+        return WithSharedExpert(ctx, LatentMixture(router, experts, into, out_of), shared)
 
 
 def _recurrent_shape(fields: Fields) -> RecurrentShape:

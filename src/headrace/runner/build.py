@@ -106,8 +106,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         _bind(models, groups, views)
         sampler_type, sampler = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
         sizes = _graph_sizes(args, ops, min(most_rows, args.max_batch_size * (1 + max_drafts)))
-        exact = args.cuda_graph_config is not None and not args.cuda_graph_config.enable_padding
-        graphs = [StepGraphs(one, ops, groups, sizes, exact=exact) if sizes else NoGraphs() for one in models]
+        graphs = [_graphs(args, one, ops, groups, sizes) for one in models]
         drafter: Drafter = NO_DRAFTER
         if len(models) > 1:
             _, own = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
@@ -188,6 +187,13 @@ def _graph_sizes(args: LlmArgs, ops: Ops, most: int) -> tuple[int, ...]:
             " leave it out, or set it to None"
         )
     return () if foreign else args.cuda_graph_config.sizes(most)
+
+
+def _graphs(
+    args: LlmArgs, model: Model, ops: Ops, groups: Sequence[CacheGroup], sizes: tuple[int, ...]
+) -> StepGraphs | NoGraphs:
+    exact = args.cuda_graph_config is not None and not args.cuda_graph_config.enable_padding
+    return StepGraphs(model, ops, groups, sizes, exact=exact) if sizes else NoGraphs()
 
 
 def _sampler(wanted: str, n_slots: int, vocab_size: int) -> tuple[str, Sampler]:
