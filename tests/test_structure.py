@@ -51,11 +51,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "bench": ("core", "llm"),
     # kl runs a model over a text without an engine.
     "eval": ("core", "cache", "ops", "layers", "models", "weights", "runner.scheme", "engine.results", "llm"),
+    # What drafts, trained on what the model itself says.
+    "train": ("core", "weights", "eval.text_model", "llm"),
     "serve": ("core", "tokenizer.tokenizer", "engine.results", "engine.engine"),
     # features looks a model up without loading it; doctor asks for the memory that the engine would plan with.
     "cli": (
         *("core", "weights", "media", "tokenizer", "engine.results", "engine.engine", "engine.launch", "engine.spawn"),
-        *("llm", "bench", "eval", "serve"),
+        *("llm", "bench", "eval", "train", "serve"),
         *("models.registry", "models.published", "layers.base", "ops.table", "ops.native.core", "runner.memory"),
     ),
 }
@@ -66,7 +68,7 @@ OVER_BUDGET: dict[str, str] = {}
 # Modules that run within a step, and those beside them that must not read settings either: what is optional is decided
 # in the build step, and reaches these as plain values and null objects.
 STEP_PATH = ("cache", "sched", "spec", "sampling", "ops", "layers", "models", "runner", "executor", "engine.loop")
-BUILD_STEP = ("runner.build", "runner.memory", "models.config")
+BUILD_STEP = ("runner.build", "runner.drafting", "runner.memory", "models.config")
 
 
 def _part(module: str) -> str:

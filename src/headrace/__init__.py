@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from headrace.core.sampling_params import SamplingParams
     from headrace.core.speculative import (
         DraftTargetDecodingConfig,
+        Eagle3DecodingConfig,
+        EagleDecodingConfig,
         NGramDecodingConfig,
         SADecodingConfig,
         UserProvidedDecodingConfig,
@@ -56,6 +58,8 @@ _HOME = {
     "NGramDecodingConfig": "headrace.core.speculative",
     "SADecodingConfig": "headrace.core.speculative",
     "DraftTargetDecodingConfig": "headrace.core.speculative",
+    "Eagle3DecodingConfig": "headrace.core.speculative",
+    "EagleDecodingConfig": "headrace.core.speculative",
     "UserProvidedDecodingConfig": "headrace.core.speculative",
     "EncodeOutput": "headrace.engine.results",
     "RequestOutput": "headrace.engine.results",
@@ -80,6 +84,8 @@ __all__ = [
     "ContextChunkingPolicy",
     "CudaGraphConfig",
     "DraftTargetDecodingConfig",
+    "Eagle3DecodingConfig",
+    "EagleDecodingConfig",
     "EncodeOutput",
     "EngineDeadError",
     "EngineError",

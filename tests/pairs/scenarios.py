@@ -17,6 +17,7 @@ from headrace import (
     LLM,
     CudaGraphConfig,
     DraftTargetDecodingConfig,
+    EagleDecodingConfig,
     GuidedDecodingParams,
     KvCacheConfig,
     NGramDecodingConfig,
@@ -30,6 +31,8 @@ from parity.mllama import picture
 
 DRAFT_MODEL = "draft"
 """Folder in a model's own folder: a model with the same vocabulary that often draws the same tokens."""
+DRAFT_HEAD = "head"
+"""Likewise: a head that reads its hidden states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Scenario:
     tight: bool = False
     """Too little cache for all."""
     drafts_by: str = ""
-    """draft_model or user_drafter: what drafts is only known when the model and the plain run are."""
+    """draft_model, eagle3 or user_drafter: what drafts is only known when the model and the plain run are."""
 
 
 def plain() -> Scenario:
@@ -138,6 +141,10 @@ def _suffix(s: Scenario) -> None:
 
 def _draft_model(s: Scenario) -> None:
     s.drafts_by = "draft_model"
+
+
+def _eagle3(s: Scenario) -> None:
+    s.drafts_by = "eagle3"
 
 
 def _user_drafter(s: Scenario) -> None:
@@ -234,6 +241,7 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "ngram": _ngram,
     "suffix": _suffix,
     "draft_model": _draft_model,
+    "eagle3": _eagle3,
     "user_drafter": _user_drafter,
     "n": _n,
     "best_of": _best_of,
@@ -362,6 +370,10 @@ def _drafting(scenario: Scenario, model: Path | str, work: Work, plain: Finished
         folder = model / DRAFT_MODEL if isinstance(model, Path) else model
         config = DraftTargetDecodingConfig(max_draft_len=3, speculative_model=str(folder))
         return {"speculative_config": config}
+    if scenario.drafts_by == "eagle3":
+        # The head of the built-in model has a name.
+        head = model / DRAFT_HEAD if isinstance(model, Path) else f"{model}-eagle3"
+        return {"speculative_config": EagleDecodingConfig(max_draft_len=3, speculative_model=str(head))}
     if scenario.drafts_by == "user_drafter":
         assert plain is not None, "the user's drafter repeats the plain run"
         return {"speculative_config": UserProvidedDecodingConfig(max_draft_len=3, drafter=_Replay(work, plain))}

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from draft_heads import write_head
 from headrace.core.features import FEATURES, feature
 from headrace.eval import tiny
 from headrace.models.registry import ARCHITECTURES, architecture_of
@@ -55,6 +56,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
             model = tiny.make(family)
             tiny.save(model, folder)
             tiny.save(_draft_model(family, model), folder / scenarios.DRAFT_MODEL)
+        write_head(folder / scenarios.DRAFT_HEAD, folder)
         write_tokenizer(folder, model.config.vocab_size)
         return folder
 

@@ -131,8 +131,8 @@ def _engine_options(
         str | None, _engine(help="auto (as --dtype), float32, bfloat16, float16, int8 or fp8.")
     ] = None,
     enable_chunked_prefill: Annotated[bool | None, _engine(help="Long prompts in pieces (on).")] = None,
-    speculative: Annotated[str | None, _engine(help="Draft tokens with: ngram, suffix, or draft-model.")] = None,
-    draft_model: Annotated[str | None, _engine(help="The model that drafts, for --speculative draft-model.")] = None,
+    speculative: Annotated[str | None, _engine(help="Draft tokens with: ngram, suffix, draft-model or eagle3.")] = None,
+    draft_model: Annotated[str | None, _engine(help="The model or EAGLE-3 head that drafts.")] = None,
     draft_len: Annotated[int | None, _engine(help="Most draft tokens a step (4).")] = None,
     build_cache: Annotated[
         bool | None, _engine("--build-cache", help="Keep packed weights on disk for the next start.")
@@ -171,7 +171,8 @@ def _engine_options(
     return gather(config, arguments, settings or ())
 
 
-_DRAFTING = {"ngram": "NGram", "suffix": "SA", "draft-model": "Draft_Target"}
+_DRAFTING = {"ngram": "NGram", "suffix": "SA", "draft-model": "Draft_Target", "eagle3": "Eagle"}
+_BY_MODEL = ("draft-model", "eagle3")
 
 
 def _drafting(speculative: str | None, draft_model: str | None, draft_len: int | None) -> dict[str, Any]:
@@ -183,8 +184,8 @@ def _drafting(speculative: str | None, draft_model: str | None, draft_len: int |
         return {}
     if speculative not in _DRAFTING:
         raise ConfigError(f"--speculative {speculative}: there are {', '.join(_DRAFTING)}")
-    if (speculative == "draft-model") != (draft_model is not None):
-        raise ConfigError("--draft-model PATH names the model that drafts: it goes with --speculative draft-model only")
+    if (speculative in _BY_MODEL) != (draft_model is not None):
+        raise ConfigError("--draft-model PATH names what drafts: it goes with --speculative draft-model or eagle3 only")
     config: dict[str, Any] = {
         "decoding_type": _DRAFTING[speculative],
         "max_draft_len": 4 if draft_len is None else draft_len,

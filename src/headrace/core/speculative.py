@@ -57,6 +57,23 @@ class DraftTargetDecodingConfig(DecodingBaseConfig):
     """Folder, .gguf file, built-in name or hub id of the draft model."""
 
 
+class EagleDecodingConfig(DecodingBaseConfig):
+    """Drafts by an EAGLE-3 head: one small layer that reads the model's hidden states."""
+
+    decoding_type: Literal["Eagle"] = "Eagle"
+    speculative_model: str
+    """Folder, built-in name or hub id of the head."""
+    eagle3_one_model: Literal[True] = True
+    """The head runs in the model's own worker, and its keys and values lie in the same cache."""
+    eagle3_layers_to_capture: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """The layers whose outputs the head reads, from 0 on; None: what its configuration says, else the usual three."""
+    eagle3_layer_ids: Literal["auto", "inputs", "outputs"] = "auto"
+    """What layer ids in the head's configuration mean; auto: outputs of layers if the first is 1, inputs else."""
+
+
+Eagle3DecodingConfig = EagleDecodingConfig
+
+
 class UserProvidedDecodingConfig(DecodingBaseConfig):
     """Drafts by a function of yours. What it raises is the error of the request that it was asked about."""
 
@@ -87,6 +104,7 @@ SpeculativeConfig = Annotated[
     Annotated[NGramDecodingConfig, Tag("NGram")]
     | Annotated[SADecodingConfig, Tag("SA")]
     | Annotated[DraftTargetDecodingConfig, Tag("Draft_Target")]
+    | Annotated[EagleDecodingConfig, Tag("Eagle")]
     | Annotated[UserProvidedDecodingConfig, Tag("User_Provided")],
     Discriminator(_kind),
 ]

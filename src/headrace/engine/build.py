@@ -18,6 +18,7 @@ from headrace.core.phases import Phases
 from headrace.core.speculative import (
     DecodingBaseConfig,
     DraftTargetDecodingConfig,
+    EagleDecodingConfig,
     NGramDecodingConfig,
     SADecodingConfig,
     UserProvidedDecodingConfig,
@@ -178,7 +179,7 @@ def _proposer(config: DecodingBaseConfig | None, vocab_size: int) -> Proposer:
             return SuffixProposer(config.max_draft_len, config.min_matching_length)
         case UserProvidedDecodingConfig():
             return UserProposer(config.drafter, config.max_draft_len, vocab_size)
-        case DraftTargetDecodingConfig():
+        case DraftTargetDecodingConfig() | EagleDecodingConfig():
             return WorkerProposer(config.max_draft_len)
     raise ConfigError(f"speculative_config is a {type(config).__name__}, which nothing drafts for")
 
@@ -207,12 +208,13 @@ def _open(path: Path, load_format: str) -> tuple[Checkpoint | None, dict[str, An
 
 
 def _open_draft(args: LlmArgs) -> list[ModelSource]:
-    """What drafts, if that is a model."""
+    """What drafts, if that is a model or a head."""
     config = args.speculative_config
-    if not isinstance(config, DraftTargetDecodingConfig):
+    if not isinstance(config, DraftTargetDecodingConfig | EagleDecodingConfig):
         return []
     path = resolve_model(config.speculative_model, revision=None, on_note=log.warning).path
-    checkpoint, fields, _ = _open(path, args.load_format)
+    # A head belongs to real weights: what random ones would make of each other says nothing.
+    checkpoint, fields, _ = _open(path, "auto" if isinstance(config, EagleDecodingConfig) else args.load_format)
     return [ModelSource(fields, checkpoint)]
 
 

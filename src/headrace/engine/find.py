@@ -12,6 +12,7 @@ from headrace.core.features import resolve
 from headrace.core.phases import Phases
 from headrace.core.speculative import (
     DraftTargetDecodingConfig,
+    EagleDecodingConfig,
     NGramDecodingConfig,
     SADecodingConfig,
     UserProvidedDecodingConfig,
@@ -58,6 +59,7 @@ def _active_features(args: LlmArgs) -> Iterable[str]:
         "ngram": isinstance(drafts, NGramDecodingConfig),
         "suffix": isinstance(drafts, SADecodingConfig),
         "draft_model": isinstance(drafts, DraftTargetDecodingConfig),
+        "eagle3": isinstance(drafts, EagleDecodingConfig),
         "user_drafter": isinstance(drafts, UserProvidedDecodingConfig),
     }
     return (name for name, on in switches.items() if on)

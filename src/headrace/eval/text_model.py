@@ -12,7 +12,9 @@ from headrace.cache.groups import group_layers
 from headrace.core.errors import ConfigError
 from headrace.core.plan import BLOCK_TOKENS
 from headrace.layers.base import BuildContext
+from headrace.models.eagle3 import tapped_layers
 from headrace.models.registry import build_model
+from headrace.models.taps import Taps, n_layers, tap_layers
 from headrace.ops.batch import Batch, GroupBatch
 from headrace.ops.blocks import CACHE_DTYPES, block_layout
 from headrace.ops.table import select_ops
@@ -97,10 +99,24 @@ class TextModel:
 
     def logits(self, tokens: Sequence[int]) -> Iterator[torch.Tensor]:
         """The same before the softmax."""
+        hidden = self.hidden(tokens)
+        for first in range(0, len(tokens), _ROWS):
+            yield self.head(hidden[first : first + _ROWS])
+
+    def hidden(self, tokens: Sequence[int]) -> torch.Tensor:
+        """[S, hidden]: what ``head`` reads after each token."""
         with torch.inference_mode():
-            hidden = self._model.forward(self._batch(tokens))
-            for first in range(0, len(tokens), _ROWS):
-                yield self._model.logits(hidden[first : first + _ROWS])
+            return self._model.forward(self._batch(tokens))
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, hidden] -> [R, vocab_size] fp32."""
+        with torch.inference_mode():
+            return self._model.logits(hidden)
+
+    def tap(self) -> Taps:
+        """From here on, the states of the three layers that draft heads read by default. Raises ``ConfigError`` for a
+        model with too few layers."""
+        return tap_layers(self._model, tapped_layers({}, n_layers(self._model), None, "auto"), "the usual layers")
 
     def _batch(self, tokens: Sequence[int]) -> Batch:
         n = len(tokens)

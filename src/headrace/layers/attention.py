@@ -100,6 +100,7 @@ class SelfAttention(Layer):
         sinks: the checkpoint has a sink for each head, ``sinks``.
         gate: ``q_proj`` gives each query head a gate of its width behind it, whose sigmoid scales what the head brings
             back.
+        qkv: makes queries, keys and values in place of the projections, out of whatever the layer is called with.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class SelfAttention(Layer):
         fused: bool = False,
         sinks: bool = False,
         gate: bool = False,
+        qkv: Layer | None = None,
     ) -> None:
         self._n_heads, self._n_kv_heads, self._head_dim = shape.n_heads, shape.n_kv_heads, shape.head_dim
         self._v_head_dim = shape.v_head_dim or shape.head_dim
@@ -131,7 +133,7 @@ class SelfAttention(Layer):
         sizes = (q_size + k_size + v_size,) if fused else (q_size + self._gate.size, k_size, v_size)
         halves = (_halves(q_size, shape.head_dim), _halves(k_size, shape.head_dim), tuple(range(v_size)))
         in_front = (_gates_in_front(q_size, shape.head_dim), tuple(range(k_size)), tuple(range(v_size)))
-        self.qkv = Linear(
+        self.qkv: Any = qkv or Linear(
             ctx, tuple(f"{name}.{part}" for part in names), shape.hidden_size, sizes, bias=bias,
             orders=in_front if gate else halves if neighbours else None,
         )  # fmt: skip

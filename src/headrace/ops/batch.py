@@ -48,6 +48,8 @@ class Batch:
     second_from: torch.Tensor | None = None
     """[S] int64: position at which the second of two texts begins, beyond the end where there is one. None: no
     sequence has two.   by: runner"""
+    states: torch.Tensor | None = None
+    """[T, n]: hidden states of another model that a draft head reads beside the tokens.   by: runner"""
 
     sees_media: bool = False
     """Some row sees keys of encoded media.   by: runner"""

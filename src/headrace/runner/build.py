@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -24,6 +24,7 @@ from headrace.executor.base import Capacity
 from headrace.layers.base import BuildContext
 from headrace.models.base import Model
 from headrace.models.registry import build_model
+from headrace.models.taps import Taps
 from headrace.ops.blocks import CACHE_DTYPES, block_layout
 from headrace.ops.memory import huge_zeros
 from headrace.ops.native import core
@@ -34,9 +35,8 @@ from headrace.weights.dummy import DummyCheckpoint
 from headrace.weights.resolve import cache_folder
 
 from .build_cache import DiskCache, NoCache, WeightCache
-from .draft_model import ModelDrafter, check_draft_model
-from .drafter import NO_DRAFTER, Drafter
-from .graph import NoGraphs, StepGraphs
+from .drafting import ModelSource, Parts, drafting_by
+from .graph import Graphs, NoGraphs, StepGraphs
 from .media import NO_MEDIA, CrossMedia, Media
 from .memory import MemoryPlan, available_bytes, kv_budget
 from .pooling import Poolers
@@ -50,16 +50,6 @@ log = logging.getLogger("headrace")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DUMMY_SEED = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """What a model is made from."""
-
-    config: dict[str, Any]
-    """In the Hugging Face dialect."""
-    checkpoint: Checkpoint | None
-    """None for random weights (``load_format="dummy"``). Closed when its weights are read."""
 
 
 def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) -> Worker:
@@ -84,14 +74,10 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         ctx = BuildContext(
             ops, dtype, device, max_seq_len=args.max_seq_len, kv_dtype=kv_dtype, max_draft_rows=draft_rows
         )
-        models = [
-            build_model(source.config, replace(ctx, scheme=scheme_for(algorithm, source.checkpoint)))
-            for source in sources
-        ]
-        model = models[0]
+        model = build_model(sources[0].config, replace(ctx, scheme=scheme_for(algorithm, sources[0].checkpoint)))
         max_seq_len = _max_seq_len(args, model)
-        for draft in models[1:]:
-            check_draft_model(draft, model, max_seq_len)
+        drafting = drafting_by(args.speculative_config, sources[1:], ctx, algorithm, model, max_seq_len)
+        models = [model, *drafting.models]
         groups = group_layers([spec for one in models for spec in one.cache_specs()])
         _refuse_past(args, model)
     with phases.time("plan memory"):
@@ -106,11 +92,16 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         _bind(models, groups, views)
         sampler_type, sampler = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
         sizes = _graph_sizes(args, ops, min(most_rows, args.max_batch_size * (1 + max_drafts)))
-        graphs = [_graphs(args, one, ops, groups, sizes) for one in models]
-        drafter: Drafter = NO_DRAFTER
-        if len(models) > 1:
-            _, own = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
-            drafter = ModelDrafter(models[1], own, ops, groups, slots, graphs[1], device)
+        exact = args.cuda_graph_config is not None and not args.cuda_graph_config.enable_padding
+
+        def graphs_of(one: Model, taps: Taps) -> Graphs:
+            return StepGraphs(one, ops, groups, sizes, exact=exact, taps=taps) if sizes else NoGraphs()
+
+        def own_sampler() -> Sampler:
+            return _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)[1]
+
+        graphs = graphs_of(model, drafting.taps)
+        drafter = drafting.build(Parts(own_sampler, ops, groups, slots, graphs_of, device))
     capacity = _capacity(args, model, max_seq_len, groups, layout)
     expert_bytes, expert_share = model.expert_bytes()
     effective = {
@@ -131,7 +122,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     sampler = ProcessingSampler(GuidedSampler(sampler, model.vocab_size), args.batched_logits_processor)
     states = _states(model, ops, groups, max_drafts)
     media = _media(model, ops, groups, slots)
-    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs[0], Poolers(model), states, drafter, media)
+    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, Poolers(model), states, drafter, media)
     return Worker(runner, capacity, memory, effective)
 
 

@@ -23,13 +23,13 @@ import torch
 from headrace.cache.groups import CacheGroup
 from headrace.cache.specs import RecurrentState
 from headrace.core.errors import ConfigError
-from headrace.core.plan import FROM_DRAFTER, SeqWork, SlotInit
+from headrace.core.plan import FROM_DRAFTER, SeqResult, SeqWork, SlotInit
 from headrace.models.base import Model
 from headrace.ops.table import Ops
 from headrace.sampling import Sampler, SampleRows
 from headrace.sampling.contract import NO_TOKEN
 
-from .gather import gather_rows
+from .gather import ResolvedWork, gather_rows
 from .graph import Graphs
 from .slots import SlotTable
 
@@ -122,6 +122,9 @@ class ModelDrafter:
             self._computed[slots[drafting]] += 1
         counters["draft_model_tokens"] += sum(map(len, made))
         return [tuple(mine) if n else work.draft_tokens for work, n, mine in zip(works, wanted, made, strict=True)]
+
+    def observe(self, resolved: Sequence[ResolvedWork], results: Sequence[SeqResult]) -> None:
+        """It reads tokens only, and catches up when it is asked for drafts."""
 
     def _run(
         self, slots: np.ndarray, starts: np.ndarray, counts: np.ndarray, drafting: np.ndarray, length: int

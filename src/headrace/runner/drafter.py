@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from headrace.core.plan import SeqWork, SlotInit
+from headrace.core.plan import SeqResult, SeqWork, SlotInit
+
+if TYPE_CHECKING:
+    from .gather import ResolvedWork
 
 
 class Drafter(Protocol):
@@ -24,9 +27,17 @@ class Drafter(Protocol):
         """The draft tokens of each work: those that came with it, or made here in place of ``FROM_DRAFTER``."""
         ...
 
+    def observe(self, resolved: Sequence[ResolvedWork], results: Sequence[SeqResult]) -> None:
+        """The end of the step: its rows in the order of the batch, and what came of them by ``ResolvedWork.index``.
+        Blocks and slots are still those of the step."""
+        ...
+
 
 class NoDrafter:
     """The host has made all drafts there are."""
+
+    def observe(self, resolved: Sequence[ResolvedWork], results: Sequence[SeqResult]) -> None:
+        pass
 
     def bind(self, init: SlotInit) -> None:
         pass

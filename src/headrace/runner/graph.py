@@ -16,6 +16,7 @@ import torch
 
 from headrace.cache.groups import CacheGroup
 from headrace.models.base import Model
+from headrace.models.taps import NO_TAPS, Taps
 from headrace.ops.batch import Batch, GroupBatch
 from headrace.ops.table import Ops
 
@@ -42,6 +43,7 @@ class StepGraphs:
 
     Args:
         sizes: rows that recordings have room for, ascending.
+        taps: of the model; a replay shows the states of its own rows there.
         exact: a step is replayed only if it has just as many rows as a size says (``enable_padding=False``). Rows in
             between need no padding: the number of rows is an argument of a replay.
     """
@@ -54,8 +56,10 @@ class StepGraphs:
         sizes: Sequence[int],
         *,
         exact: bool,
+        taps: Taps = NO_TAPS,
     ) -> None:
         self._model = model
+        self._taps = taps
         self._ops = ops
         self._groups = groups
         self._sizes = tuple(sizes)
@@ -71,14 +75,14 @@ class StepGraphs:
         if recording is None:
             recording = self._recorded[size, batch.sees_media] = _Recording(size, len(self._groups))
             counters["graph_captures"] += 1
-            logits = recording.capture(self._plan(recording.inputs(batch)), self._model)
+            logits = recording.capture(self._plan(recording.inputs(batch)), self._model, self._taps)
             if recording.missed:
                 log.warning("steps run without recordings: the model computes %s with torch itself", recording.missed)
                 self._sizes, self._recorded = (), {}
             return logits
         counters["graph_replays"] += 1
         self._plan(recording.inputs(batch))
-        return recording.replay(batch.n_rows)
+        return recording.replay(batch.n_rows, self._taps)
 
     def _plan(self, batch: Batch) -> Batch:
         for index, (group, part) in enumerate(zip(self._groups, batch.groups, strict=True)):
@@ -98,9 +102,11 @@ class _Recording:
         self._metadata: list[Any] = [None] * n_groups
         self._groups: tuple[GroupBatch, ...] = ()
         self._logits = torch.empty(0)
+        self._states = torch.empty(0)
+        self._tapped: list[torch.Tensor] = []
 
     def inputs(self, batch: Batch) -> Batch:
-        """The same batch, its ids and positions in fixed places, with the plans of the step before to be refilled."""
+        """The same batch, its rows' inputs in fixed places, with the plans of the step before to be refilled."""
         n = batch.n_rows
         self._ids[:n].copy_(batch.input_ids)
         self._positions[:n].copy_(batch.positions)
@@ -109,20 +115,33 @@ class _Recording:
             GroupBatch(part.block_table, part.write_index, part.key_ranges, None if last is None else last.metadata)
             for part, last in zip(batch.groups, before, strict=True)
         )
-        return replace(batch, input_ids=self._ids[:n], positions=self._positions[:n], groups=self._groups)
+        states = batch.states
+        if states is not None:
+            if not self._states.numel():
+                self._states = states.new_zeros(self._recorder.size, states.shape[1])
+            states = self._states[:n].copy_(states)
+        return replace(
+            batch, input_ids=self._ids[:n], positions=self._positions[:n], groups=self._groups, states=states
+        )
 
-    def capture(self, batch: Batch, model: Model) -> torch.Tensor:
+    def capture(self, batch: Batch, model: Model, taps: Taps) -> torch.Tensor:
         with self._recorder.recording(batch.n_rows):
             self._logits = model.logits(model.forward(batch))
-        # Its rows lie one behind another, with room for all of the size.
-        self._logits = self._logits.as_strided((self._recorder.size, model.vocab_size), (model.vocab_size, 1))
+        self._logits = self._with_room(self._logits)
+        # As long as somebody holds them, no other output is laid into their memory.
+        self._tapped = [self._with_room(state) for state in taps.states]
         return self._logits[: batch.n_rows]
+
+    def _with_room(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows lie one behind another, with room for all of the size."""
+        return rows.as_strided((self._recorder.size, rows.shape[1]), (rows.shape[1], 1))
 
     @property
     def missed(self) -> str | None:
         """What a replay would leave out."""
         return self._recorder.missed
 
-    def replay(self, n_rows: int) -> torch.Tensor:
+    def replay(self, n_rows: int, taps: Taps) -> torch.Tensor:
         self._recorder.replay(n_rows)
+        taps.show([state[:n_rows] for state in self._tapped])
         return self._logits[:n_rows]

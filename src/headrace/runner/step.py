@@ -97,6 +97,7 @@ class StepRunner:
             for item in resolved:
                 results[item.index] = self._settle(item, prompt.get(item.index, ()), sampled)
             self.states.advance(batch, [results[item.index].n_accepted for item in resolved])
+            self.drafter.observe(resolved, results)
             counters["batched_steps"] += len(resolved) > 1
         return StepResult(plan.step, tuple(results), time.perf_counter() - started, dict(counters))
 

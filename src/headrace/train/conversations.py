@@ -1,0 +1,92 @@
+"""Prompts to learn from, and the model's own answers to them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.core.errors import ConfigError
+from headrace.core.sampling_params import SamplingParams
+
+from .lessons import Conversation
+
+if TYPE_CHECKING:
+    from headrace.llm import LLM
+
+_TEMPERATURES = (0.0, 0.0, 0.7, 1.0)
+"""Of answers, in turn: half of them greedy."""
+_AT_ONCE = 64
+
+
+def read_data(path: Path) -> list[str | list[dict[str, Any]] | Conversation]:
+    """Prompts, messages, and conversations that are complete.
+
+    A ``.jsonl`` file has an object a line: ``{"prompt": text}``, ``{"messages": [...]}`` as in a chat request, or
+    ``{"tokens": [...], "prompt_tokens": n, "temperature": t}``, which an earlier run has answered. Any other file is
+    text with a prompt a line. Raises ``ConfigError``, naming the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--data {path}: {error}") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            found.append(_entry(line, f"--data {path}, line {number}") if path.suffix == ".jsonl" else line.strip())
+    if not found:
+        raise ConfigError(f"--data {path}: there is no prompt in it")
+    return found
+
+
+def _entry(line: str, where: str) -> str | list[dict[str, Any]] | Conversation:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    match entry:
+        case {"tokens": [*tokens], "prompt_tokens": int(n_prompt)} if 0 < n_prompt < len(tokens):
+            return Conversation(tuple(tokens), n_prompt, float(entry.get("temperature", 0.0)))
+        case {"prompt": str(prompt)}:
+            return prompt
+        case {"messages": [*messages]} if messages:
+            return messages
+    raise ConfigError(f'{where}: expected {{"prompt": ...}}, {{"messages": [...]}}, or tokens with prompt_tokens')
+
+
+def answered(
+    llm: LLM,
+    data: Sequence[str | list[dict[str, Any]] | Conversation],
+    max_tokens: int,
+    seed: int,
+    on_answers: Callable[[Sequence[Conversation]], None],
+) -> list[Conversation]:
+    """All of ``data`` as conversations: what has no answer gets one from the model, through its chat template."""
+    tokenizer, rng = llm.tokenizer, random.Random(seed)
+    assert tokenizer is not None
+    done = [one for one in data if isinstance(one, Conversation)]
+    on_answers(done)
+    asked = [one if isinstance(one, list) else [{"role": "user", "content": one}] for one in data if one not in done]
+    prompts = [
+        tokenizer.chat(messages)
+        if tokenizer.has_chat_template
+        else tokenizer.encode("\n".join(str(message["content"]) for message in messages))
+        for messages in asked
+    ]
+    for first in range(0, len(prompts), _AT_ONCE):
+        some = prompts[first : first + _AT_ONCE]
+        temperatures = [_TEMPERATURES[(first + i) % len(_TEMPERATURES)] for i in range(len(some))]
+        params = [
+            SamplingParams(max_tokens=max_tokens, temperature=t, seed=rng.getrandbits(63), detokenize=False)
+            for t in temperatures
+        ]
+        outputs = llm.generate(some, params, use_tqdm=False)
+        new = [
+            Conversation((*prompt, *output.outputs[0].token_ids), len(prompt), temperature)
+            for prompt, output, temperature in zip(some, outputs, temperatures, strict=True)  # type: ignore[arg-type]
+        ]
+        done += new
+        on_answers(new)
+    return done

@@ -1,0 +1,192 @@
+"""From a model and data to a trained head in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from headrace.core.clock import Clock, SystemClock
+from headrace.core.errors import ConfigError
+from headrace.weights.checkpoint import Checkpoint, open_checkpoint
+from headrace.weights.dummy import write_safetensors
+
+from .eagle3 import HeadShape, TrainableHead
+from .lessons import Conversation, Lesson, Teacher
+from .start import first_weights
+from .trainer import DraftVocabulary, Settings, Trainer, choose_vocabulary
+
+_HELD = 24
+"""Conversations that are kept for the measurement, at most; a tenth, if there are few."""
+_SHORTEST = 8
+"""Tokens of an answer that teaches anything."""
+
+
+class Reporter(Protocol):
+    """Is told how it goes."""
+
+    def stage(self, what: str, total: float) -> None:
+        """A new part begins, of so many units."""
+        ...
+
+    def advance(self, to: float, note: str = "") -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came out."""
+
+    folder: Path
+    n_lessons: int
+    n_tokens: int
+    n_held: int
+    coverage: float
+    """Share of the tokens of answers that the draft vocabulary has."""
+    tokens_per_step: list[float]
+    """By number of drafts, on held-out conversations: see ``Trainer.tokens_per_step``."""
+
+
+def train_head(
+    path: Path,
+    conversations: Sequence[Conversation],
+    out: Path,
+    *,
+    draft_vocab: int,
+    mode: str,
+    max_tokens: int,
+    settings: Settings,
+    reporter: Reporter,
+    clock: Clock | None = None,
+) -> Trained:
+    """Trains an EAGLE-3 head for the model at ``path`` and writes it to ``out``, in the public layout.
+
+    Args:
+        mode: one of ``eval.text_model.MODES``: how the model runs over the conversations.
+        max_tokens: of a conversation; what is longer is cut.
+
+    Raises ``ConfigError`` where there is too little to learn from, or the model has too few layers.
+    """
+    cut = [Conversation(one.tokens[:max_tokens], one.n_prompt, one.temperature) for one in conversations]
+    cut = [one for one in cut if len(one.tokens) - one.n_prompt >= _SHORTEST]
+    if len(cut) < 2:
+        raise ConfigError(f"--data: {len(cut)} conversations have an answer of {_SHORTEST} tokens; two are the least")
+    lessons = _lessons(Teacher(path, mode, max_tokens), cut, reporter)
+    checkpoint = open_checkpoint(path)
+    try:
+        config = head_config(checkpoint.config(), draft_vocab)
+        held, taught = _held(lessons)
+        vocabulary = choose_vocabulary(taught, draft_vocab, config["vocab_size"])
+        torch.manual_seed(settings.seed)
+        head = TrainableHead(HeadShape(config), lessons[0].states.shape[1])
+        tables = _tables(checkpoint)
+        _borrow_mlp(head, checkpoint, checkpoint.config()["num_hidden_layers"] - 1)
+    finally:
+        checkpoint.close()
+    first_weights(head, taught, tables.embedding, tables.norm, tables.head[vocabulary.ids])
+    trainer = Trainer(head, tables.embedding, vocabulary, settings, clock or SystemClock())
+    reporter.stage("training", 1.0)
+    for progress in trainer.train(taught):
+        reporter.advance(progress.share, f"loss {progress.loss:.2f}")
+    reporter.stage("measuring", len(held))
+    measured = trainer.tokens_per_step(held, reporter.advance)
+    _save(out, config, head, vocabulary)
+    answers = torch.cat([one.tokens[one.n_prompt :] for one in held])
+    coverage = (vocabulary.draft_of[answers] >= 0).double().mean().item()
+    n_tokens = sum(len(one.tokens) for one in taught)
+    return Trained(out, len(taught), n_tokens, len(held), coverage, measured)
+
+
+def head_config(target: dict[str, Any], draft_vocab: int) -> dict[str, Any]:
+    """The configuration of a head for a model with the configuration ``target``. Raises ``ConfigError``."""
+    hidden, n_layers = target["hidden_size"], target["num_hidden_layers"]
+    if n_layers <= 5:
+        raise ConfigError(f"the model has {n_layers} layers; an EAGLE-3 head reads three of at least 6")
+    n_heads = target["num_attention_heads"]
+    if hidden % n_heads or hidden // n_heads % 2:
+        n_heads = max(n for n in range(1, n_heads + 1) if hidden % (2 * n) == 0)
+    n_kv_heads = target.get("num_key_value_heads") or n_heads
+    rope = target.get("rope_parameters") or {}
+    return {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "target_hidden_size": hidden,
+        "intermediate_size": target.get("intermediate_size") or 2 * hidden,
+        "num_attention_heads": n_heads,
+        "num_key_value_heads": n_kv_heads if n_heads % n_kv_heads == 0 else n_heads,
+        "head_dim": hidden // n_heads,
+        "num_hidden_layers": 1,
+        "hidden_act": "silu",
+        "rms_norm_eps": target.get("rms_norm_eps") or 1e-5,
+        "rope_theta": target.get("rope_theta") or rope.get("rope_theta") or 10000.0,
+        "max_position_embeddings": target["max_position_embeddings"],
+        "vocab_size": target["vocab_size"],
+        "draft_vocab_size": min(draft_vocab, target["vocab_size"]),
+        "tie_word_embeddings": False,
+        "eagle_config": {
+            "use_aux_hidden_state": True,
+            "eagle_aux_hidden_state_layer_ids": [1, n_layers // 2 - 1, n_layers - 4],
+        },
+    }
+
+
+def _lessons(teacher: Teacher, conversations: Sequence[Conversation], reporter: Reporter) -> list[Lesson]:
+    reporter.stage("states of the model", len(conversations))
+    lessons = []
+    for number, one in enumerate(conversations, start=1):
+        lessons.append(teacher.lesson(one))
+        reporter.advance(number)
+    return lessons
+
+
+def _held(lessons: Sequence[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
+    """Greedy answers for the measurement, evenly from among all, and the rest."""
+    greedy = [index for index, one in enumerate(lessons) if one.temperature == 0] or list(range(len(lessons)))
+    n = max(1, min(_HELD, len(greedy) // 10))
+    chosen = {greedy[i * len(greedy) // n] for i in range(n)}
+    return [lessons[i] for i in sorted(chosen)], [one for i, one in enumerate(lessons) if i not in chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    embedding: torch.Tensor
+    norm: torch.Tensor
+    head: torch.Tensor
+
+
+def _tables(checkpoint: Checkpoint) -> _Tables:
+    """Of the model, fp32. Raises ``ConfigError`` where they go by other names."""
+    names = set(checkpoint.names())
+    if not {"model.embed_tokens.weight", "model.norm.weight"} <= names:
+        raise ConfigError(f"{checkpoint.path}: no model.embed_tokens and model.norm, which a draft head begins with")
+    embedding = checkpoint.tensor("model.embed_tokens.weight").float()
+    head = checkpoint.tensor("lm_head.weight").float() if "lm_head.weight" in names else embedding
+    return _Tables(embedding, checkpoint.tensor("model.norm.weight").float(), head)
+
+
+def _borrow_mlp(head: TrainableHead, checkpoint: Checkpoint, layer: int) -> None:
+    """The model's last MLP, where there is one of the head's shape."""
+    names = set(checkpoint.names())
+    with torch.no_grad():
+        for name, parameter in head.midlayer.mlp.named_parameters():
+            source = f"model.layers.{layer}.mlp.{name}"
+            if source in names and checkpoint.shape(source) == tuple(parameter.shape):
+                parameter.copy_(checkpoint.tensor(source).float())
+
+
+def _save(out: Path, config: dict[str, Any], head: TrainableHead, vocabulary: DraftVocabulary) -> None:
+    tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in head.state_dict().items()}
+    tensors |= {"d2t": vocabulary.offsets, "t2d": vocabulary.draft_of >= 0}
+    write_safetensors(out, config, tensors)
+
+
+def write_answers(path: Path, conversations: Sequence[Conversation]) -> None:
+    """As ``read_data`` reads them."""
+    with path.open("a", encoding="utf-8") as file:
+        for one in conversations:
+            entry = {"tokens": one.tokens, "prompt_tokens": one.n_prompt, "temperature": one.temperature}
+            file.write(json.dumps(entry) + "\n")

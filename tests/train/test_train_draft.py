@@ -1,0 +1,118 @@
+"""Training of draft heads: what is computed while training is what the engine computes, and it learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from draft_heads import guess, write_head
+from headrace import LLM, ConfigError, EagleDecodingConfig, SamplingParams
+from headrace.eval import tiny
+from headrace.train.conversations import read_data
+from headrace.train.eagle3 import HeadShape, TrainableHead
+from headrace.train.lessons import Conversation
+from headrace.train.recipe import head_config, train_head
+from headrace.train.trainer import Settings
+
+
+class Quiet:
+    def stage(self, what: str, total: float) -> None: ...
+
+    def advance(self, to: float, note: str = "") -> None: ...
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six layers, and text that repeats itself: a model whose next tokens can be guessed."""
+    with torch.no_grad():
+        return tiny.save(tiny.make("llama", num_hidden_layers=6), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def conversations(folder: Path) -> list[Conversation]:
+    prompts = [[5 + i % 7, 6 + i % 5, 7] * 3 for i in range(24)]
+    with LLM(folder, skip_tokenizer_init=True, num_threads=1, dtype="float32") as llm:
+        params = SamplingParams(max_tokens=40, end_id=-1, detokenize=False)
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+    return [
+        Conversation((*prompt, *out.outputs[0].token_ids), len(prompt))
+        for prompt, out in zip(prompts, outputs, strict=True)
+    ]
+
+
+def test_a_chain_in_training_is_the_chain_of_drafting(folder: Path, tmp_path: Path) -> None:
+    head = write_head(tmp_path / "head", folder)
+    config, tensors = json.loads((head / "config.json").read_text()), load_file(head / "model.safetensors")
+    trainable = TrainableHead(HeadShape(config), 128)
+    trainable.load_state_dict({name: t for name, t in tensors.items() if name not in ("d2t", "t2d")})
+    generator = torch.Generator().manual_seed(1)
+    states, embedded = torch.randn(2, 9, 128, generator=generator), torch.randn(2, 12, 64, generator=generator)
+    with torch.no_grad():
+        guesses = [trainable.lm_head(step) for step in trainable(states, embedded, 4)]
+    for row, position, step in ((0, 0, 0), (1, 4, 0), (0, 3, 1), (1, 8, 2), (0, 6, 3)):
+        wanted = guess(
+            config,
+            tensors,
+            states[row, : position + 1],
+            embedded[row, : position + 1 + step],
+            tensors["lm_head.weight"],
+        )
+        torch.testing.assert_close(guesses[step][row, position], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_trained_head_drafts_as_well_as_was_measured_and_changes_nothing(
+    folder: Path, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    settings = Settings(n_steps=3, epochs=6, seconds=60.0)
+    trained = train_head(
+        folder, conversations, tmp_path / "head", draft_vocab=64, mode="float32", max_tokens=49, settings=settings,
+        reporter=Quiet(),
+    )  # fmt: skip
+    assert trained.tokens_per_step[1] > 1.5, trained
+    assert trained.tokens_per_step == sorted(trained.tokens_per_step)
+    config = EagleDecodingConfig(max_draft_len=3, speculative_model=str(trained.folder))
+    prompts = [list(one.tokens[: one.n_prompt]) for one in conversations[::5]]
+    params = SamplingParams(max_tokens=40, end_id=-1, detokenize=False)
+    with LLM(folder, skip_tokenizer_init=True, num_threads=1, dtype="float32", speculative_config=config) as llm:
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        seen = llm.get_stats()[-1]["witnesses"]
+    for one, output in zip(conversations[::5], outputs, strict=True):
+        assert tuple(output.outputs[0].token_ids) == one.tokens[one.n_prompt :]
+    checks = seen["drafts_proposed"] / 3
+    assert 1 + seen["drafts_accepted"] / checks > 1 + 0.6 * (trained.tokens_per_step[3] - 1)
+
+
+def test_what_data_may_be(tmp_path: Path) -> None:
+    text, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    text.write_text("What is rain?\n\n Why? \n")
+    assert read_data(text) == ["What is rain?", "Why?"]
+    messages = [{"role": "user", "content": "Hi"}]
+    entries = [
+        {"prompt": "Why?"},
+        {"messages": messages},
+        {"tokens": [4, 5, 6], "prompt_tokens": 2, "temperature": 0.7},
+    ]
+    lines.write_text("\n".join(map(json.dumps, entries)))
+    assert read_data(lines) == ["Why?", messages, Conversation((4, 5, 6), 2, 0.7)]
+    for bad in ("{", '{"text": "x"}', '{"tokens": [1], "prompt_tokens": 1}', '{"messages": []}'):
+        lines.write_text('{"prompt": "Why?"}\n' + bad)
+        with pytest.raises(ConfigError, match=r"prompts\.jsonl, line 2"):
+            read_data(lines)
+    text.write_text("\n")
+    with pytest.raises(ConfigError, match="there is no prompt in it"):
+        read_data(text)
+
+
+def test_too_little_is_said(folder: Path, tmp_path: Path) -> None:
+    few = [Conversation((5, 6, 7), 2), Conversation(tuple(range(3, 30)), 2)]
+    with pytest.raises(ConfigError, match="1 conversations have an answer of 8 tokens"):
+        train_head(
+            folder, few, tmp_path / "head", draft_vocab=64, mode="float32", max_tokens=49, settings=Settings(),
+            reporter=Quiet(),
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match="the model has 5 layers"):
+        head_config({"hidden_size": 64, "num_hidden_layers": 5}, 64)
