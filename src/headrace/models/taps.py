@@ -49,19 +49,19 @@ def n_layers(model: Any) -> int:
 
 
 def tap_layers(model: Any, outputs: Sequence[int], where: str) -> Taps:
-    """Makes the outputs of the layers ``outputs`` (from 0 on, rising) visible. Once a model, before it is loaded.
+    """Makes the outputs of the layers ``outputs`` (from 0 on, in order) visible. Once a model.
 
     Raises ``ConfigError``, naming ``where`` the layers were asked for.
     """
     layers = _layers(model)
-    if not outputs or list(outputs) != sorted(set(outputs)) or not 0 <= outputs[0] <= outputs[-1] < len(layers):
+    if not outputs or list(outputs) != sorted(outputs) or not 0 <= outputs[0] <= outputs[-1] < len(layers):
         raise ConfigError(
-            f"{where}: outputs of the layers {list(outputs)} are asked for; give rising ones, from 0 to"
+            f"{where}: outputs of the layers {list(outputs)} are asked for; give them in order, from 0 to"
             f" {len(layers) - 1}"
         )
     taps = {index: Tap(layers[index]) for index in outputs}
     model.layers = tuple(taps.get(index, layer) for index, layer in enumerate(layers))
-    return Taps(taps.values())
+    return Taps(taps[index] for index in outputs)
 
 
 def _layers(model: Any) -> tuple[Layer, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -92,15 +92,12 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         _bind(models, groups, views)
         sampler_type, sampler = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
         sizes = _graph_sizes(args, ops, min(most_rows, args.max_batch_size * (1 + max_drafts)))
-        exact = args.cuda_graph_config is not None and not args.cuda_graph_config.enable_padding
-
-        def graphs_of(one: Model, taps: Taps) -> Graphs:
-            return StepGraphs(one, ops, groups, sizes, exact=exact, taps=taps) if sizes else NoGraphs()
+        graphs_of = _graph_maker(args, ops, groups, sizes)
+        graphs = graphs_of(model, drafting.taps)
 
         def own_sampler() -> Sampler:
             return _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)[1]
 
-        graphs = graphs_of(model, drafting.taps)
         drafter = drafting.build(Parts(own_sampler, ops, groups, slots, graphs_of, device))
     capacity = _capacity(args, model, max_seq_len, groups, layout)
     expert_bytes, expert_share = model.expert_bytes()
@@ -180,11 +177,14 @@ def _graph_sizes(args: LlmArgs, ops: Ops, most: int) -> tuple[int, ...]:
     return () if foreign else args.cuda_graph_config.sizes(most)
 
 
-def _graphs(
-    args: LlmArgs, model: Model, ops: Ops, groups: Sequence[CacheGroup], sizes: tuple[int, ...]
-) -> StepGraphs | NoGraphs:
+def _graph_maker(
+    args: LlmArgs, ops: Ops, groups: Sequence[CacheGroup], sizes: Sequence[int]
+) -> Callable[[Model, Taps], Graphs]:
+    """Makes the graphs of a model; none where there are no ``sizes``."""
     exact = args.cuda_graph_config is not None and not args.cuda_graph_config.enable_padding
-    return StepGraphs(model, ops, groups, sizes, exact=exact) if sizes else NoGraphs()
+    if not sizes:
+        return lambda model, taps: NoGraphs()
+    return lambda model, taps: StepGraphs(model, ops, groups, sizes, exact=exact, taps=taps)
 
 
 def _sampler(wanted: str, n_slots: int, vocab_size: int) -> tuple[str, Sampler]:
