@@ -17,7 +17,8 @@ LAYER_IDS = (2, 3)
 
 def write_head(folder: Path, target: Path, *, draft_vocab: int | None = 40, seed: int = 0, **changes: Any) -> Path:
     """A head for the model in ``target``; ``draft_vocab=None``: the target's vocabulary and its own head."""
-    of = json.loads((target / "config.json").read_text())
+    config = json.loads((target / "config.json").read_text())
+    of = config.get("text_config", config)
     hidden, vocab = of["hidden_size"], of["vocab_size"]
     config = {
         "architectures": ["LlamaForCausalLMEagle3"],
