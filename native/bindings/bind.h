@@ -16,6 +16,7 @@ void bind_linear(nanobind::module_& m);
 void bind_block_linear(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
 void bind_latent(nanobind::module_& m);
+void bind_low_rank(nanobind::module_& m);
 void bind_elementwise(nanobind::module_& m);
 void bind_moe(nanobind::module_& m);
 void bind_norm(nanobind::module_& m);

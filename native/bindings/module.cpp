@@ -22,6 +22,7 @@ NB_MODULE(_native, m) {
     bind_block_linear(m);
     bind_attention(m);
     bind_latent(m);
+    bind_low_rank(m);
     bind_elementwise(m);
     bind_moe(m);
     bind_norm(m);

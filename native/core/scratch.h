@@ -24,4 +24,20 @@ inline char* scratch(int64_t bytes) {
     return memory.get();
 }
 
+// Pieces of the calling thread's scratch; the pool's threads work in them while that one waits.
+class Parts {
+  public:
+    explicit Parts(int64_t bytes) : next_(scratch(bytes)) {}
+
+    template <class T = char>
+    T* take(int64_t n) {
+        T* p = reinterpret_cast<T*>(next_);
+        next_ += (n * int64_t(sizeof(T)) + 63) / 64 * 64;
+        return p;
+    }
+
+  private:
+    char* next_;
+};
+
 }  // namespace headrace

@@ -10,6 +10,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/latent.h"
 #include "kernels/linear.h"
+#include "kernels/low_rank.h"
 #include "kernels/moe.h"
 #include "kernels/norm.h"
 #include "kernels/recurrent.h"
@@ -48,6 +49,8 @@ const KernelTable& HEADRACE_TABLE() {
         .multiply_all_bytes = multiply_all_bytes,
         .linear_f32 = {tile_rows, Dot<float>::x_bytes, pack_x<float>, linear<float>},
         .linear_bf16 = {tile_rows, Dot<bf16>::x_bytes, pack_x<bf16>, linear<bf16>},
+        .low_rank_add_f32 = low_rank_add<float>,
+        .low_rank_add_bf16 = low_rank_add<bf16>,
         .block_linear_f32 = {block_tile_rows, pack_block_x<float>, block_linear<float>},
         .block_linear_bf16 = {block_tile_rows, pack_block_x<bf16>, block_linear<bf16>},
         .elementwise = {{elementwise<Elementwise::silu_mul, float>, elementwise<Elementwise::silu_mul, bf16>},

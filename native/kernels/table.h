@@ -7,6 +7,7 @@
 #include "kernels/elementwise_args.h"
 #include "kernels/latent_args.h"
 #include "kernels/linear_args.h"
+#include "kernels/low_rank_args.h"
 #include "kernels/moe_args.h"
 #include "kernels/norm_args.h"
 #include "kernels/recurrent_args.h"
@@ -58,6 +59,10 @@ struct KernelTable {
     int64_t (*multiply_all_bytes)(int64_t turns, float guard);
     LinearKernels linear_f32;
     LinearKernels linear_bf16;
+    void (*low_rank_add_f32)(const LowRankAdd&, const void* u_packed, const RowBlocks& blocks, int64_t first_block,
+                             int64_t last_block, int64_t first_panel, int64_t last_panel);
+    void (*low_rank_add_bf16)(const LowRankAdd&, const void* u_packed, const RowBlocks& blocks, int64_t first_block,
+                              int64_t last_block, int64_t first_panel, int64_t last_panel);
     BlockLinearKernels block_linear_f32;
     BlockLinearKernels block_linear_bf16;
     void (*elementwise[int(Elementwise::count)][2])(const ElementwiseRows&, int64_t first_row, int64_t last_row);

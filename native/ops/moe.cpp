@@ -40,22 +40,6 @@ struct Group {
     int64_t down;         // ranges of blocks
 };
 
-// Pieces of the calling thread's scratch; the pool's threads work in them while that one waits.
-class Parts {
-  public:
-    explicit Parts(int64_t bytes) : next_(scratch(bytes)) {}
-
-    template <class T = char>
-    T* take(int64_t n) {
-        T* p = reinterpret_cast<T*>(next_);
-        next_ += (n * int64_t(sizeof(T)) + 63) / 64 * 64;
-        return p;
-    }
-
-  private:
-    char* next_;
-};
-
 // Puts slots of the same expert side by side: by expert, then by slot.
 int64_t sort_slots(const Experts& job, int64_t n_slots, int32_t* order, int32_t* places, int32_t* starts, Group* groups) {
     std::fill_n(starts, job.n_experts + 1, 0);

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         RequestError,
     )
     from headrace.core.guided_params import GuidedDecodingParams
+    from headrace.core.lora import LoraConfig, LoRARequest
     from headrace.core.outputs import Logprob
     from headrace.core.pooling import PoolingParams
     from headrace.core.processors import BatchedLogitsProcessor, LogitsProcessor
@@ -51,6 +52,8 @@ _HOME = {
     "LogitsProcessor": "headrace.core.processors",
     "GuidedDecodingParams": "headrace.core.guided_params",
     "KvCacheConfig": "headrace.core.config",
+    "LoRARequest": "headrace.core.lora",
+    "LoraConfig": "headrace.core.lora",
     "CudaGraphConfig": "headrace.core.config",
     "SchedulerConfig": "headrace.core.config",
     "CapacitySchedulerPolicy": "headrace.core.config",
@@ -92,8 +95,10 @@ __all__ = [
     "GuidedDecodingParams",
     "HeadraceError",
     "KvCacheConfig",
+    "LoRARequest",
     "LogitsProcessor",
     "Logprob",
+    "LoraConfig",
     "ModelError",
     "NGramDecodingConfig",
     "PoolingParams",

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from headrace.core.config import LlmArgs
 from headrace.core.errors import RequestError, did_you_mean
+from headrace.core.lora import LoRARequest
 from headrace.core.outputs import EngineHealth
 from headrace.core.pooling import PoolingParams
 from headrace.core.sampling_params import SamplingParams
@@ -53,6 +54,7 @@ class LLM:
         inputs: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         *,
         cache_salt: str | Sequence[str | None] | None = None,
         priority: float | Sequence[float] = 0.5,
@@ -60,7 +62,8 @@ class LLM:
     ) -> RequestOutput | list[RequestOutput]:
         """Generates for one prompt or for a list of them, and waits for all.
 
-        ``sampling_params``, ``cache_salt`` and ``priority`` are one for all prompts or one for each. ``timeout``
+        ``sampling_params``, ``lora_request`` (the adapter to compute with; None: the model alone), ``cache_salt`` and
+        ``priority`` are one for all prompts or one for each. ``timeout``
         (seconds) is a deadline for each request: what is there by then comes back with finish_reason "timeout".
         Wrong input raises ``RequestError`` before anything is started. If requests fail later, the others are finished
         first; the error then carries all outputs as ``error.outputs``.
@@ -70,12 +73,15 @@ class LLM:
         count = len(prompts)
         params = _each("sampling_params", sampling_params or SamplingParams(), SamplingParams, count)
         salts = _each("cache_salt", cache_salt, (str, type(None)), count)
+        adapters = _adapters(lora_request, count)
         priorities = _each("priority", priority, (int, float), count)
         front = self._engine.front
         prepared = [_prepare(front, prompt, one) for prompt, one in zip(prompts, params, strict=True)]
         starts = [
-            partial(front.submit, text, ids, one, priority=rank, timeout=timeout, cache_salt=salt, media=media)
-            for (text, ids, media), one, salt, rank in zip(prepared, params, salts, priorities, strict=True)
+            partial(front.submit, text, ids, one, priority=rank, timeout=timeout, cache_salt=salt, media=media, **more)
+            for (text, ids, media), one, salt, rank, more in zip(
+                prepared, params, salts, priorities, adapters, strict=True
+            )
         ]
         outputs = _finish(starts, use_tqdm and not single)
         return outputs[0] if single else outputs
@@ -84,6 +90,7 @@ class LLM:
         self,
         inputs: Prompt,
         sampling_params: SamplingParams | None = None,
+        lora_request: LoRARequest | None = None,
         *,
         streaming: bool = False,
         cache_salt: str | None = None,
@@ -106,6 +113,7 @@ class LLM:
             timeout=timeout,
             cache_salt=cache_salt,
             media=media,
+            lora_request=lora_request,
         )
 
     # Encoding.
@@ -115,6 +123,7 @@ class LLM:
         inputs: Prompt | Sequence[Prompt],
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         use_tqdm: bool = True,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         *,
         cache_salt: str | Sequence[str | None] | None = None,
         priority: float | Sequence[float] = 0.5,
@@ -131,12 +140,13 @@ class LLM:
         count = len(prompts)
         params = _each("pooling_params", pooling_params or PoolingParams(), PoolingParams, count)
         salts = _each("cache_salt", cache_salt, (str, type(None)), count)
+        adapters = _adapters(lora_request, count)
         priorities = _each("priority", priority, (int, float), count)
         front = self._engine.front
         prepared = [_prepare_encode(front, prompt, one) for prompt, one in zip(prompts, params, strict=True)]
         starts = [
-            partial(front.encode, *request, priority=rank, timeout=timeout, cache_salt=salt)
-            for request, salt, rank in zip(prepared, salts, priorities, strict=True)
+            partial(front.encode, *request, priority=rank, timeout=timeout, cache_salt=salt, **more)
+            for request, salt, rank, more in zip(prepared, salts, priorities, adapters, strict=True)
         ]
         outputs = _finish(starts, use_tqdm and not single)
         return outputs[0] if single else outputs
@@ -145,6 +155,7 @@ class LLM:
         self,
         inputs: Prompt,
         pooling_params: PoolingParams | None = None,
+        lora_request: LoRARequest | None = None,
         *,
         cache_salt: str | None = None,
         priority: float = 0.5,
@@ -153,7 +164,29 @@ class LLM:
         """Starts one ``encode`` and returns at once. The output can be awaited, or waited for (``result()``)."""
         front = self._engine.front
         request = _prepare_encode(front, inputs, pooling_params or PoolingParams())
-        return front.encode(*request, priority=priority, timeout=timeout, cache_salt=cache_salt)
+        options: dict[str, Any] = {
+            "priority": priority,
+            "timeout": timeout,
+            "cache_salt": cache_salt,
+        }
+        return front.encode(*request, lora_request=lora_request, **options)
+
+    # Adapters.
+
+    def load_lora(self, name: str, path: str) -> None:
+        """Loads an adapter that stays until ``unload_lora``: requests name it with ``LoRARequest(name, 0)``, and need
+        no path. Raises ``RequestError`` if it cannot be."""
+        self._engine.backend.call("load_adapter", name, str(path)).result()
+
+    def unload_lora(self, name: str) -> None:
+        """No new request gets the adapter; those under way finish with it. Raises ``RequestError`` if there is none of
+        that name."""
+        self._engine.backend.call("unload_adapter", name).result()
+
+    def list_loras(self) -> list[dict[str, Any]]:
+        """Adapters that are loaded: name, id, path, and how many requests use each."""
+        adapters: list[dict[str, Any]] = self._engine.backend.call("adapters").result()
+        return adapters
 
     # Looking in.
 
@@ -269,6 +302,12 @@ def _each(name: str, value: Any, kind: Any, count: int) -> list[Any]:
             f"{name} has {len(values)} entries for {count} prompts; give one, or one for each", param=name
         )
     return values
+
+
+def _adapters(given: LoRARequest | Sequence[LoRARequest | None] | None, count: int) -> list[dict[str, Any]]:
+    """The adapter of each of ``count`` prompts, as an option of the front's."""
+    each = _each("lora_request", given, (LoRARequest, type(None)), count)
+    return [{"lora_request": adapter} for adapter in each]
 
 
 def _finish(starts: Sequence[Callable[[], Output]], show_bar: bool) -> list[Output]:

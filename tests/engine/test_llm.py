@@ -124,7 +124,7 @@ def test_bad_options_name_the_field(llm: LLM, options: dict[str, Any], word: str
     ("options", "word"),
     [
         ({"max_batchsize": 3}, "max_batch_size"),
-        ({"enable_lora": True}, "LoRA"),
+        ({"lora_config": {"max_lora": 3}}, "max_lora"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
         ({"max_seq_len": 100_000}, "256"),
         ({"max_seq_len": 50, "max_input_len": 50}, "no room"),

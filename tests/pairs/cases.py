@@ -86,6 +86,7 @@ SLOW_FAMILIES = 2
 QUICK_WITH = {
     "best_of": frozenset[str](),
     "beam_search": frozenset(("chunked_prefill", "kv_reuse", "preemption", "overlap", "graph", "ngram", "guided")),
+    "lora": frozenset(("kv_reuse", "graph", "ngram")),
 }
 """Features whose pairs take a plain run of their own: the quick tier has them with these alone, the slow one has
 each of the other pairs on a family."""
@@ -135,7 +136,7 @@ def is_for_quick(pair: tuple[str, ...]) -> bool:
 
 
 def _quick() -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every pair on one family: the one that its features are newest to, of those with the fewest pairs."""
+    """Every quick pair on one family: the one that its features are newest to, of those with the fewest pairs."""
     met: dict[str, Counter[str]] = {family: Counter() for family in FAMILIES}
     for pair in filter(is_for_quick, PAIRS):
         can = [family for family in FAMILIES if pair in pairs_on(family)]

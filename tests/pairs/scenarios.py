@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import atexit
 import random
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ from headrace import (
     EagleDecodingConfig,
     GuidedDecodingParams,
     KvCacheConfig,
+    LoraConfig,
+    LoRARequest,
     NGramDecodingConfig,
     PoolingParams,
     RequestOutput,
@@ -28,6 +34,7 @@ from headrace import (
     UserProvidedDecodingConfig,
 )
 from parity.mllama import picture
+from tiny_adapters import linear_maps, write_adapter
 
 DRAFT_MODEL = "draft"
 """Folder in a model's own folder: a model with the same vocabulary that often draws the same tokens."""
@@ -83,6 +90,8 @@ class Scenario:
     """A request is sent when the one before it has ended."""
     encodes: bool = False
     """Every prompt is encoded as well, beside its own continuation."""
+    adapters: bool = False
+    """Of three requests, two have an adapter each and one has none; the plain run has them as well."""
     tight: bool = False
     """Too little cache for all."""
     drafts_by: str = ""
@@ -222,6 +231,11 @@ def _guided(s: Scenario) -> None:
     s.shaping["guided_decoding"] = GuidedDecodingParams(regex="([a-d][0-9w]|x[yz]{1,3}){3,60}")
 
 
+def _lora(s: Scenario) -> None:
+    s.args["lora_config"] = LoraConfig(max_loras=2, max_lora_rank=8)
+    s.adapters = True
+
+
 def _stop_strings(s: Scenario) -> None:
     s.shaping["stop"] = list("aeiouxyz")
 
@@ -254,6 +268,7 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "logits_processor": _logits_processor,
     "guided": _guided,
     "stop_strings": _stop_strings,
+    "lora": _lora,
     "encode": _encode,
 }
 """By the names of ``core.features.FEATURES``."""
@@ -263,7 +278,7 @@ def changes_output(name: str) -> bool:
     """Whether the plain run must have the feature's options as well."""
     scenario = Scenario()
     TURN_ON[name](scenario)
-    return bool(scenario.shaping or scenario.beams or scenario.best_of)
+    return bool(scenario.shaping or scenario.beams or scenario.best_of or scenario.adapters)
 
 
 def with_features(names: Iterable[str]) -> Scenario:
@@ -336,16 +351,23 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
     tokens = work.tight_cache_tokens if scenario.tight else work.cache_tokens
     cache = KvCacheConfig(max_tokens=tokens, **scenario.cache)
     args = scenario.args | _drafting(scenario, model, work, plain)
+    adapters = _adapters(model) if scenario.adapters else (None,)
     with LLM(model, dtype="float32", num_threads=1, kv_cache_config=cache, **args) as llm:
         strangers = _start_strangers(llm, work) if scenario.strangers else []
         requests = []
         for index in range(len(work.prompts)):
             priority = (index % 5) / 4 if scenario.priorities else 0.5
-            requests.append(llm.generate_async(work.given(index), _sampling(scenario, work, index), priority=priority))
+            options = _sampling(scenario, work, index)
+            adapter = adapters[index % len(adapters)]
+            requests.append(llm.generate_async(work.given(index), options, adapter, priority=priority))
             if scenario.one_by_one:
                 requests[-1].result(timeout=120)
         encoding = [
-            llm.encode_async(work.given(index), PoolingParams(pooling_type=_POOLING[index % len(_POOLING)]))
+            llm.encode_async(
+                work.given(index),
+                PoolingParams(pooling_type=_POOLING[index // 3 % len(_POOLING)]),
+                adapters[index % len(adapters)],
+            )
             for index in range(len(work.prompts) if scenario.encodes else 0)
         ]
         for stranger in strangers:
@@ -357,6 +379,18 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
         llm.check_integrity()
         is_exact = set(llm.effective_config["operators"].values()) == {"native"}
     return Finished(outputs, witnesses, encoded, is_exact)
+
+
+@cache
+def _adapters(model: Path | str) -> tuple[LoRARequest | None, ...]:
+    """For requests one after another."""
+    folder = Path(tempfile.mkdtemp(prefix="adapters-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    maps = linear_maps(model)
+    some = {name: maps[name] for name in list(maps)[::2]}
+    every = write_adapter(folder / "every", maps, seed=1, rank=4)
+    part = write_adapter(folder / "part", some, seed=2, rank=7, use_rslora=True)
+    return None, LoRARequest("every", 1, str(every)), LoRARequest("part", 2, str(part))
 
 
 _POOLING = ("last", "mean", "all")

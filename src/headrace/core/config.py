@@ -14,6 +14,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from .config_base import Config, Positive
 from .features import MISSING_ARGS, refuse_missing_args
+from .lora import LoraConfig
 from .speculative import SpeculativeConfig
 
 _CHUNK, _WHOLE_PROMPT = 512, 8192
@@ -145,6 +146,10 @@ class LlmArgs(Config):
     one where there is a native core."""
     guided_decoding_backend: Literal["llguidance", "xgrammar"] | None = "llguidance"
     """What compiles schemas and grammars; None: requests that ask for guided decoding are refused."""
+    enable_lora: bool = False
+    """Requests may name adapters (``lora_request``). A ``lora_config`` turns it on as well."""
+    lora_config: LoraConfig | None = None
+    """None: that of defaults, with ``enable_lora``."""
     batched_logits_processor: Any = None
     """A ``BatchedLogitsProcessor`` for the requests that ask for it."""
     num_threads: Positive | None = None
@@ -163,6 +168,17 @@ class LlmArgs(Config):
     @field_serializer("batched_logits_processor", when_used="json-unless-none")
     def _name_of_callable(self, value: Any) -> str:
         return type(value).__name__
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """None where there are no adapters."""
+        return self.lora_config or (LoraConfig() if self.enable_lora else None)
+
+    @model_validator(mode="after")
+    def _adapters(self) -> Self:
+        if self.lora_config is not None and "enable_lora" in self.model_fields_set and not self.enable_lora:
+            raise ValueError("enable_lora=False does not go with a lora_config; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:

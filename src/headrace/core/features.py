@@ -144,6 +144,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("guided", "Guided decoding", "SamplingParams(guided_decoding), response_format", "masked_rows"),
     Feature("stop_strings", "Stop strings", "SamplingParams(stop)", "stop_string_hits"),
+    Feature("lora", "LoRA adapters", "enable_lora=True, generate(lora_request)", "adapter_rows"),
     Feature("encode", "Embeddings and other pooled results", "LLM.encode(), PoolingParams", "pooled_rows"),
 )
 
@@ -160,14 +161,12 @@ MISSING_ARGS: tuple[Missing, ...] = (
     Missing("attention_dp_config", f"attention data parallelism is {_LATER}"),
     Missing("torch_compile_config", "headrace does not use torch.compile; leave it out"),
     Missing("cache_transceiver_config", f"disaggregated serving is {_LATER}"),
-    Missing("enable_lora", f"LoRA is {_LATER}", (None, False)),
-    Missing("lora_config", f"LoRA is {_LATER}"),
     Missing("sparse_attention_config", f"sparse attention is {_LATER}"),
     Missing("kv_connector_config", f"KV connectors are {_LATER}"),
     Missing("mm_encoder_only", f"an encoder apart from its model is {_LATER}", (None, False)),
     Missing("gather_generation_logits", f"generation logits are {_LATER}", (None, False)),
     Missing("reasoning_parser", f"reasoning parsers are {_LATER}"),
-    Missing("peft_cache_config", f"LoRA is {_LATER}"),
+    Missing("peft_cache_config", "adapters lie in main memory, where the model computes; see LoraConfig.max_loras"),
     Missing("cp_config", f"more than one rank is {_LATER}", (None, {})),
     Missing("moe_cluster_parallel_size", f"more than one rank is {_LATER}", (None, 1)),
     Missing("moe_config", "there is one implementation of experts; leave it out"),

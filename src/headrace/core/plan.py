@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .lora import PlacedAdapter
 from .media import MediaItem
 from .pooling import Pooled, Pooling
 
@@ -118,6 +119,8 @@ class SlotInit:
     """The keys and values of the media are to be made, and written to the slot's blocks for them."""
     n_candidates: int = 0
     """Of a beam: how many ways to go on its sampled rows give, at most. 0: they give a token."""
+    adapter: PlacedAdapter | None = None
+    """What its rows are computed with; None: the model alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .lora import LoRARequest, PlacedAdapter
 from .media import MediaItem
 from .pooling import Pooling
 from .sampling_params import SamplingParams
@@ -43,12 +44,22 @@ class Request:
     engine's process."""
     pooling: Pooling | None = None
     """The prompt is encoded, not continued: nothing is sampled, and ``n`` is 1."""
+    lora: LoRARequest | None = None
+    """The adapter that was asked for; None: the model alone."""
+    adapter: PlacedAdapter | None = None
+    """The same, once it is loaded."""
 
     @property
     def n(self) -> int:
         """Sequences that come back to the front: of beams the best, otherwise all that are drawn."""
         sampling = self.sampling
         return sampling.n if sampling.use_beam_search else max(sampling.n, sampling.best_of or 1)
+
+    @property
+    def cache_identity(self) -> str | None:
+        """What a prefix is shared under: adapter and salt, so written that no two are alike."""
+        salt = "" if self.cache_salt is None else f"salt:{self.cache_salt}"
+        return f"lora:{self.adapter.content}:{salt}" if self.adapter is not None else salt or None
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -37,6 +37,8 @@ class StartReport(msgspec.Struct, frozen=True):
     """Settings as they really are, where the build step resolved them."""
     pooling: PoolingSpec = PoolingSpec()
     """What the model gives for a prompt that is encoded."""
+    takes_adapters: bool = False
+    """Requests may name adapters."""
 
 
 class Backend(Protocol):
@@ -59,8 +61,10 @@ class Backend(Protocol):
         """Ends one output of a request: its end was found in the text."""
         ...
 
-    def call(self, name: str) -> Future[Any]:
-        """Asks one of the questions of ``local.QUESTIONS`` between two steps. Raises ``EngineDeadError``."""
+    def call(self, name: str, *args: str) -> Future[Any]:
+        """Asks one of the questions of ``local.QUESTIONS`` between two steps, or has adapters loaded (``load_adapter``
+        with name and path), unloaded (``unload_adapter`` with name) or listed (``adapters``). Raises
+        ``EngineDeadError``, and ``RequestError`` here or in the future."""
         ...
 
     def health(self) -> EngineHealth:

@@ -42,8 +42,10 @@ from headrace.spec import (
 )
 from headrace.tokenizer.tokenizer import Tokenizer
 from headrace.weights.checkpoint import Checkpoint, open_checkpoint
+from headrace.weights.peft import read_adapter
 from headrace.weights.resolve import resolve_model
 
+from .adapters import NO_ADAPTER_LOADING, AdapterLoading, WorkerAdapters
 from .backend import StartReport
 from .engine import Engine
 from .find import check_features, find_media, find_model, find_tokenizer
@@ -78,9 +80,16 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
             absent = _absent_features(args, capacity)
             eos_ids = _eos_ids(config, generation)
             get_tokenizer = functools.cache(lambda: find_tokenizer(args, path, Phases()))
+            adapters = _adapters(args, executor)
             backend = _assemble(
-                args, executor, capacity, lambda: _compiler(args, get_tokenizer(), capacity, eos_ids), get_tokenizer
+                args,
+                executor,
+                capacity,
+                lambda: _compiler(args, get_tokenizer(), capacity, eos_ids),
+                get_tokenizer,
+                adapters,
             )
+        _load_adapters(args, adapters, phases)
     except BaseException:
         executor.close()
         raise
@@ -91,10 +100,29 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
         max_input_len=_max_input_len(args, capacity),
         eos_ids=eos_ids,
         pooling=capacity.pooling,
+        takes_adapters=args.lora is not None,
         phases=phases.done,
         memory=memory.rows(),
         effective=effective | {"model_path": str(path), "absent_features": absent},
     )
+
+
+def _adapters(args: LlmArgs, executor: InprocExecutor) -> AdapterLoading:
+    if args.lora is None:
+        return NO_ADAPTER_LOADING
+    return WorkerAdapters(executor, args.lora.n_adapters, SystemClock(), read_adapter)
+
+
+def _load_adapters(args: LlmArgs, adapters: AdapterLoading, phases: Phases) -> None:
+    """Those of ``lora_dir``. Raises ``ConfigError``."""
+    if args.lora is None or not args.lora.lora_dir:
+        return
+    with phases.time("load adapters"):
+        for folder in args.lora.lora_dir:
+            try:
+                adapters.load(Path(folder).name, folder).result()
+            except RequestError as error:
+                raise ConfigError(f"LoraConfig.lora_dir: {error}") from None
 
 
 def _assemble(
@@ -103,6 +131,7 @@ def _assemble(
     capacity: Capacity,
     make_compiler: Callable[[], Compiler],
     get_tokenizer: Callable[[], Tokenizer | None],
+    adapters: AdapterLoading,
 ) -> LocalBackend:
     clock = SystemClock()
     depth = 1 if args.disable_overlap_scheduler else 2
@@ -129,7 +158,8 @@ def _assemble(
         manager, options, _proposer(args.speculative_config, capacity.vocab_size), clock, _pace(args.speculative_config)
     )
     stats = StatsRecorder(scheduler, clock, args.iter_stats_max_iterations)
-    return LocalBackend(executor, scheduler, depth, clock, stats, GrammarCompiling(make_compiler, clock), get_tokenizer)
+    grammars = GrammarCompiling(make_compiler, clock)
+    return LocalBackend(executor, scheduler, depth, clock, stats, grammars, get_tokenizer, adapters)
 
 
 def _compiler(args: LlmArgs, tokenizer: Tokenizer | None, capacity: Capacity, eos_ids: frozenset[int]) -> Compiler:

@@ -36,7 +36,8 @@ class Engine:
         eos_ids = report.eos_ids | (frozenset() if tokenizer is None else tokenizer.eos_ids)
         self.effective = report.effective | {"eos_ids": sorted(eos_ids)}
         """Settings as they really are."""
-        limits = FrontLimits(report.vocab_size, report.max_seq_len, report.max_input_len, eos_ids, report.pooling)
+        sizes = report.vocab_size, report.max_seq_len, report.max_input_len
+        limits = FrontLimits(*sizes, eos_ids, report.pooling, report.takes_adapters)
         self.front = Front(limits, tokenizer, clock, backend, media)
         backend.start(self.front.deliver, self.front.fail)
 

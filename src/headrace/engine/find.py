@@ -55,6 +55,7 @@ def _active_features(args: LlmArgs) -> Iterable[str]:
         "chunked_prefill": args.enable_chunked_prefill,
         "kv_reuse": cache.enable_block_reuse,
         "partial_reuse": cache.enable_block_reuse and cache.enable_partial_reuse,
+        "lora": args.lora is not None,
         "overlap": not args.disable_overlap_scheduler,
         "ngram": isinstance(drafts, NGramDecodingConfig),
         "suffix": isinstance(drafts, SADecodingConfig),

@@ -17,6 +17,7 @@ from typing import Any
 from headrace.core.clock import Clock
 from headrace.core.errors import EngineDeadError, PromptTooLongError, RequestError
 from headrace.core.features import refuse_missing_sampling
+from headrace.core.lora import LoRARequest
 from headrace.core.media import MediaData, MediaItem
 from headrace.core.outputs import RequestPerfMetrics, SequenceUpdate
 from headrace.core.plan import FinishReason
@@ -44,6 +45,7 @@ class FrontLimits:
     max_input_len: int
     eos_ids: frozenset[int]
     pooling: PoolingSpec
+    takes_adapters: bool
 
 
 @dataclass(slots=True)
@@ -170,10 +172,16 @@ class Front:
         pooling: Pooling | None = None,
         second_from: int | None = None,
         media: tuple[MediaItem, ...] = (),
+        lora_request: LoRARequest | None = None,
     ) -> RequestOutput:
         """Hands a prepared prompt to the engine. Raises ``RequestError`` or ``EngineDeadError``."""
         if not 0.0 <= priority <= 1.0:
             raise RequestError(f"priority={priority}: give a number from 0 to 1, higher goes first", param="priority")
+        if lora_request is not None and not self._limits.takes_adapters:
+            raise RequestError(
+                "lora_request: this engine was started without adapters; start it with enable_lora=True",
+                param="lora_request",
+            )
         now = self._clock.now()
         request = Request(
             request_id=next(self._ids),
@@ -188,6 +196,7 @@ class Front:
             media=media,
             pooling=pooling,
             second_from=second_from,
+            lora=lora_request,
         )
         mailbox = Mailbox()
         live = _Live(

@@ -48,6 +48,10 @@ class GrammarCompiling:
     def submit(self, request: Request, loop: EngineLoop) -> None:
         """Returns at once. Raises what ``loop.hold`` raises."""
         loop.hold(request)
+        self.take(request, loop)
+
+    def take(self, request: Request, loop: EngineLoop) -> None:
+        """As ``submit``, for a request that the loop holds already."""
         timer = threading.Timer(*self._end_of_patience(request, loop))
         timer.daemon = True
         timer.start()

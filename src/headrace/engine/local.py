@@ -9,13 +9,14 @@ from typing import Any
 
 from headrace.core.clock import Clock
 from headrace.core.errors import ConfigError, EngineDeadError, IntegrityError, RequestError
-from headrace.core.outputs import EngineHealth
+from headrace.core.outputs import EngineHealth, SequenceUpdate
 from headrace.core.plan import FinishReason
 from headrace.core.request import Request
 from headrace.executor.base import Executor
 from headrace.sched.scheduler import Scheduler
 from headrace.tokenizer.tokenizer import Tokenizer
 
+from .adapters import NO_ADAPTER_LOADING, AdapterLoading
 from .backend import Deliver, Fail
 from .grammars import GrammarCompiling
 from .loop import EngineLoop, tell_nobody
@@ -54,6 +55,16 @@ QUESTIONS: dict[str, Callable[[Scheduler, StatsRecorder], Any]] = {
 """What ``Backend.call`` can be asked. The answers are made of lists, dicts, texts and numbers."""
 
 
+_OF_ADAPTERS = {"load_adapter": "load", "unload_adapter": "unload", "adapters": "describe"}
+"""Further calls, which adapters answer: their methods."""
+
+
+def _done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
 class LocalBackend:
     """``Backend`` over an executor that has started."""
 
@@ -66,10 +77,12 @@ class LocalBackend:
         stats: StatsRecorder,
         grammars: GrammarCompiling,
         get_tokenizer: Callable[[], Tokenizer | None],
+        adapters: AdapterLoading = NO_ADAPTER_LOADING,
     ) -> None:
         """``depth``: steps in flight. ``get_tokenizer``: asked when the text of beams is looked at."""
         self._get_tokenizer = get_tokenizer
         self._grammars = grammars
+        self._adapters = adapters
         self.executor = executor
         self._scheduler = scheduler
         self._depth = depth
@@ -82,8 +95,13 @@ class LocalBackend:
     def start(self, deliver: Deliver, fail: Fail, on_end: Fail = tell_nobody) -> None:
         """``on_end`` is told why the loop has ended, before the requests under way are."""
         self._fail = fail
+
+        def sink(updates: list[SequenceUpdate]) -> None:
+            self._adapters.observe(updates)
+            deliver(updates)
+
         self._loop = EngineLoop(
-            self.executor, self._scheduler, self._depth, deliver, self._clock, self._stats.observe, on_end
+            self.executor, self._scheduler, self._depth, sink, self._clock, self._stats.observe, on_end
         )
         self._loop.start()
 
@@ -97,7 +115,9 @@ class LocalBackend:
         self._check_alive()
         if request.sampling.use_beam_search and request.sampling.stop:
             request = self._with_beam_text(request)
-        if request.sampling.guided_decoding is None:
+        if request.lora is not None:
+            self._adapters.submit(request, self.loop, self._go_on)
+        elif request.sampling.guided_decoding is None:
             self.loop.submit(request)
         else:
             self._grammars.submit(request, self.loop)
@@ -108,6 +128,13 @@ class LocalBackend:
             raise RequestError("stop texts need a tokenizer; give stop_token_ids", param="stop")
         return replace(request, beam_text=BeamText(request, tokenizer))
 
+    def _go_on(self, request: Request) -> None:
+        """The adapter of a held request is there."""
+        if request.sampling.guided_decoding is None:
+            self.loop.release(request)
+        else:
+            self._grammars.take(request, self.loop)
+
     def cancel(self, request_id: int) -> None:
         self._check_alive()
         self.loop.cancel(request_id)
@@ -115,11 +142,15 @@ class LocalBackend:
     def finish(self, request_id: int, index: int, reason: FinishReason) -> None:
         self.loop.finish(request_id, index, reason)
 
-    def call(self, name: str) -> Future[Any]:
+    def call(self, name: str, *args: str) -> Future[Any]:
         self._check_alive()
+        if name in _OF_ADAPTERS:
+            answer = getattr(self._adapters, _OF_ADAPTERS[name])(*args)
+            return answer if isinstance(answer, Future) else _done(answer)
         question = QUESTIONS.get(name)
         if question is None:
-            raise ConfigError(f"the engine has no call {name!r}; it has {', '.join(QUESTIONS)}")
+            every = ", ".join((*QUESTIONS, *_OF_ADAPTERS))
+            raise ConfigError(f"the engine has no call {name!r}; it has {every}")
         return self.loop.call_in_loop(lambda scheduler: question(scheduler, self._stats))
 
     def health(self) -> EngineHealth:
@@ -138,6 +169,7 @@ class LocalBackend:
         if self._loop is not None:
             self._loop.stop(drain=False, timeout=30)
         self._grammars.close()
+        self._adapters.close()
         self.executor.close()
 
     def _check_alive(self) -> None:

@@ -160,8 +160,8 @@ class _Process:
             self._send(wire.Reply(command.number, None if error else done.result(), fault))
 
         try:
-            backend.call(command.name).add_done_callback(answer)
-        except ConfigError as error:
+            backend.call(command.name, *command.args).add_done_callback(answer)
+        except (ConfigError, RequestError) as error:
             self._send(wire.Reply(command.number, None, wire.fault_of(error)))
 
     def _deliver(self, updates: list[SequenceUpdate]) -> None:

@@ -135,11 +135,11 @@ class RemoteBackend:
     def finish(self, request_id: int, index: int, reason: FinishReason) -> None:
         self._send(wire.Finish(request_id, index, reason))
 
-    def call(self, name: str) -> Future[Any]:
+    def call(self, name: str, *args: str) -> Future[Any]:
         self._check_alive()
         number = next(self._numbers)
         future = self._replies[number] = Future()
-        self._send(wire.Call(number, name))
+        self._send(wire.Call(number, name, args))
         return future
 
     def health(self) -> EngineHealth:

@@ -77,10 +77,11 @@ class Finish(_Message, tag=4):
 
 
 class Call(_Message, tag=5):
-    """One of ``local.QUESTIONS``; answered by ``Reply`` of the same number."""
+    """What ``Backend.call`` can be asked; answered by ``Reply`` of the same number."""
 
     number: int
     name: str
+    args: tuple[str, ...] = ()
 
 
 Command = Build | Submit | Cancel | Finish | Call

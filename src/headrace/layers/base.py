@@ -20,6 +20,8 @@ from headrace.quant.formats import BlockFormat, BlockRows
 from headrace.quant.schemes import NO_SCHEME, Scheme
 from headrace.weights.checkpoint import Checkpoint
 
+from .adapters import NO_ADAPTERS, Adapters, NoAdapters
+
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
@@ -37,6 +39,8 @@ class BuildContext:
     """Draft rows of one step at most."""
     scheme: Scheme = NO_SCHEME
     """Which weights are in blocks."""
+    adapters: Adapters | NoAdapters = NO_ADAPTERS
+    """What requests bring along to be added to linear maps."""
 
     @property
     def cache_dtype(self) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from headrace.cache.specs import CrossKV
 from headrace.core.errors import EngineError
 from headrace.ops.batch import Batch
 
+from .adapters import NO_ADAPTERS
 from .attention import AttentionShape
 from .base import BuildContext, CachedLayer, Layer
 from .gate import TanhGate
@@ -35,7 +37,9 @@ class CrossBlock(CachedLayer):
         self.cache_spec = CrossKV(n_kv_heads, head_dim, ctx.cache_dtype.itemsize)
         self.attention_norm = RMSNorm(ctx, f"{name}.input_layernorm", size, eps)
         self.q = Linear(ctx, (f"{attention}.q_proj",), size, (n_heads * head_dim,))
-        self.kv = Linear(ctx, (f"{attention}.k_proj", f"{attention}.v_proj"), size, (n_kv_heads * head_dim,) * 2)
+        # Its rows are the media's, not the step's: they go with no adapter.
+        alone = replace(ctx, adapters=NO_ADAPTERS)
+        self.kv = Linear(alone, (f"{attention}.k_proj", f"{attention}.v_proj"), size, (n_kv_heads * head_dim,) * 2)
         self.q_norm = RMSNorm(ctx, f"{attention}.q_norm", head_dim, eps)
         self.k_norm = RMSNorm(ctx, f"{attention}.k_norm", head_dim, eps)
         self.out = Linear(ctx, (f"{attention}.o_proj",), n_heads * head_dim, (size,), parts=n_heads)

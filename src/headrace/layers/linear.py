@@ -37,10 +37,11 @@ class Linear(Layer):
         self._ops = self.weight.ops
         bias_sources = stacked(tuple(f"{n}.bias" for n in names), n_outs, orders=orders)
         self.bias: Parameter | NoBias = Parameter(ctx, (n_out,), bias_sources) if bias else NO_BIAS
+        self._adapted = ctx.adapters.of_map(names, n_in, n_outs, orders, ctx.dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, n_in] -> [T, n_out]."""
-        return self._ops.apply(x, self.weight.data, self.bias.data, segments=self._segments)
+        return self._adapted(x, self._ops.apply(x, self.weight.data, self.bias.data, segments=self._segments))
 
 
 def segments(n_in: int, parts: int) -> int:

@@ -11,6 +11,7 @@ from headrace.core.errors import ModelError
 from headrace.ops.moe import ExpertsShape, Routing
 from headrace.quant.schemes import NO_SCHEME
 
+from .adapters import NO_ADAPTERS
 from .base import BuildContext, Layer, Parameter, Source, Weight, stacked
 from .linear import Linear, segments
 
@@ -112,10 +113,12 @@ NO_CORRECTION = NoCorrection()
 
 class _Logits(Linear):
     """One logit an expert, in fp32 whatever the dtype of the model: two experts must not become equal by rounding. For
-    the same reason its weight is never in blocks."""
+    the same reason its weight is never in blocks, and takes no adapter."""
 
     def __init__(self, ctx: BuildContext, name: str, hidden_size: int, n_experts: int, *, bias: bool = False) -> None:
-        super().__init__(replace(ctx, scheme=NO_SCHEME), (name,), hidden_size, (n_experts,), bias=bias)
+        super().__init__(
+            replace(ctx, scheme=NO_SCHEME, adapters=NO_ADAPTERS), (name,), hidden_size, (n_experts,), bias=bias
+        )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._ops.apply(x, self.weight.data, self.bias.data, dtype=torch.float32)

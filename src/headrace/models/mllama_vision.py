@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from headrace.core.errors import ModelError
+from headrace.layers.adapters import NO_ADAPTERS
 from headrace.layers.base import BuildContext, Layer, Parameter, stacked
 from headrace.layers.linear import Linear
 from headrace.layers.norm import LayerNorm
@@ -28,7 +29,7 @@ class MllamaVision(Layer):
     """
 
     def __init__(self, ctx: BuildContext, fields: Fields, text_size: int) -> None:
-        ctx = replace(ctx, scheme=NO_SCHEME)
+        ctx = replace(ctx, scheme=NO_SCHEME, adapters=NO_ADAPTERS)
         fields.choice("hidden_act", ("gelu",), "gelu")
         self._dtype = ctx.dtype
         size, n_heads = fields.integer("hidden_size", 1280), fields.integer("attention_heads", 16)

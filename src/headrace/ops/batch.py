@@ -50,6 +50,8 @@ class Batch:
     sequence has two.   by: runner"""
     states: torch.Tensor | None = None
     """[T, n]: hidden states of another model that a draft head reads beside the tokens.   by: runner"""
+    adapters: torch.Tensor | None = None
+    """[T] int32 on the host: number of each row's adapter, negative for none. None: nobody has one.   by: runner"""
 
     sees_media: bool = False
     """Some row sees keys of encoded media.   by: runner"""

@@ -21,6 +21,7 @@ from .batch import Batch
 from .block_linear import MakeBlockLinear
 from .latent import PerHead
 from .linear import LinearOps
+from .low_rank import LowRankOps
 from .moe import ExpertOps, Routing
 from .recurrent import RecurrentOps, step_rows
 
@@ -58,6 +59,7 @@ class Ops:
     linear: LinearOps
     block_linear: MakeBlockLinear
     """Makes linear operators for weights in blocks."""
+    low_rank: LowRankOps
     rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     rms_norm_plus_one: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     layer_norm: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -106,6 +108,7 @@ def _native(module: str, attribute: str) -> Implementation:
 TABLE: dict[str, tuple[Implementation, ...]] = {
     "linear": (_native("linear", "LINEAR"), _reference("linear", "LINEAR")),
     "block_linear": (_native("block_linear", "make"), _reference("block_linear", "make")),
+    "low_rank": (_native("low_rank", "LOW_RANK"), _reference("low_rank", "LOW_RANK")),
     "rms_norm": (_native("norm", "rms_norm"), _reference("norm", "rms_norm")),
     "rms_norm_plus_one": (_native("norm", "rms_norm_plus_one"), _reference("norm", "rms_norm_plus_one")),
     "layer_norm": (_native("norm", "layer_norm"), _reference("norm", "layer_norm")),

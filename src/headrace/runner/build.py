@@ -21,6 +21,7 @@ from headrace.core.errors import ConfigError
 from headrace.core.phases import Phases
 from headrace.core.plan import BLOCK_TOKENS
 from headrace.executor.base import Capacity
+from headrace.layers.adapters import NO_ADAPTERS, Adapters, NoAdapters
 from headrace.layers.base import BuildContext
 from headrace.models.base import Model
 from headrace.models.registry import build_model
@@ -34,6 +35,7 @@ from headrace.weights.checkpoint import Checkpoint
 from headrace.weights.dummy import DummyCheckpoint
 from headrace.weights.resolve import cache_folder
 
+from .adapters import adapter_rows
 from .build_cache import DiskCache, NoCache, WeightCache
 from .drafting import ModelSource, Parts, drafting_by
 from .graph import Graphs, NoGraphs, StepGraphs
@@ -70,11 +72,12 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         max_drafts = args.max_drafts
         most_rows = args.rows_of_step(whole_prompts=False)
         draft_rows = min(most_rows, args.max_batch_size * max_drafts)
-        algorithm = None if args.quant_config is None else args.quant_config.quant_algo
         ctx = BuildContext(
             ops, dtype, device, max_seq_len=args.max_seq_len, kv_dtype=kv_dtype, max_draft_rows=draft_rows
         )
-        model = build_model(sources[0].config, replace(ctx, scheme=scheme_for(algorithm, sources[0].checkpoint)))
+        algorithm = None if args.quant_config is None else args.quant_config.quant_algo
+        adapters = _adapters(args, ops)
+        model = _adapted_model(sources[0], ctx, algorithm, adapters)
         max_seq_len = _max_seq_len(args, model)
         drafting = drafting_by(args.speculative_config, sources[1:], ctx, algorithm, model, max_seq_len)
         models = [model, *drafting.models]
@@ -83,7 +86,8 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     with phases.time("plan memory"):
         slots = _slot_table(args, groups, max_seq_len, max_drafts)
         cache = _weight_cache(args.enable_build_cache)
-        layout, memory = _plan_memory(args, sum(one.n_bytes for one in models), groups, max_seq_len, slots.nbytes)
+        n_bytes = sum(one.n_bytes for one in models)
+        layout, memory = _plan_memory(args, n_bytes, groups, max_seq_len, slots.nbytes, adapters.nbytes(dtype.itemsize))
     with phases.time("load weights"):
         for one, source in zip(models, sources, strict=True):
             _load(one, source.checkpoint or _dummy(source.config, one, dtype), threads, cache)
@@ -100,26 +104,22 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
 
         drafter = drafting.build(Parts(own_sampler, ops, groups, slots, graphs_of, device))
     capacity = _capacity(args, model, max_seq_len, groups, layout)
-    expert_bytes, expert_share = model.expert_bytes()
     effective = {
         "dtype": str(dtype).removeprefix("torch."),
         "kv_cache_dtype": next(name for name, of_name in CACHE_DTYPES.items() if of_name == kv_dtype),
-        "weight_formats": model.weight_formats(),
-        "expert_bytes": expert_bytes,
-        "expert_share": expert_share,
+        **_facts(model),
         "max_seq_len": max_seq_len,
-        "vocab_size": model.vocab_size,
         "num_threads": threads,
         "kv_cache_tokens": memory.kv_tokens,
         "operators": dict(ops.chosen),
         "sampler_type": sampler_type,
         "graph_sizes": list(sizes),
-        "pooling": msgspec.json.decode(msgspec.json.encode(model.pooling)),
+        "lora_modules": list(adapters.modules),
     }
     sampler = ProcessingSampler(GuidedSampler(sampler, model.vocab_size), args.batched_logits_processor)
     states = _states(model, ops, groups, max_drafts)
-    media = _media(model, ops, groups, slots)
-    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, Poolers(model), states, drafter, media)
+    parts = Poolers(model), states, drafter, _media(model, ops, groups, slots), adapter_rows(adapters)
+    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, *parts)
     return Worker(runner, capacity, memory, effective)
 
 
@@ -152,6 +152,39 @@ def _refuse_past(args: LlmArgs, model: Model) -> None:
             raise ConfigError(
                 f"{name}: the model is an encoder, which reads a prompt as a whole and keeps nothing; leave {name} out"
             )
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    expert_bytes, expert_share = model.expert_bytes()
+    return {
+        "weight_formats": model.weight_formats(),
+        "expert_bytes": expert_bytes,
+        "expert_share": expert_share,
+        "vocab_size": model.vocab_size,
+        "pooling": msgspec.json.decode(msgspec.json.encode(model.pooling)),
+    }
+
+
+def _adapted_model(
+    source: ModelSource, ctx: BuildContext, algorithm: str | None, adapters: Adapters | NoAdapters
+) -> Model:
+    """The model that requests are for, without memory yet."""
+    model = build_model(source.config, replace(ctx, scheme=scheme_for(algorithm, source.checkpoint), adapters=adapters))
+    adapters.check_targets()
+    return model
+
+
+def _adapters(args: LlmArgs, ops: Ops) -> Adapters | NoAdapters:
+    lora = args.lora
+    if lora is None:
+        return NO_ADAPTERS
+    return Adapters(
+        ops.low_rank,
+        lora.n_adapters,
+        max(args.rows_of_step(whole_prompts=whole) for whole in (False, True)),
+        max_rank=lora.max_lora_rank,
+        targets=lora.lora_target_modules,
+    )
 
 
 def _operators(device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, threads: int) -> Ops:
@@ -259,13 +292,18 @@ def _max_seq_len(args: LlmArgs, model: Model) -> int:
 
 
 def _plan_memory(
-    args: LlmArgs, weight_bytes: int, groups: Sequence[CacheGroup], max_seq_len: int, slot_bytes: int
+    args: LlmArgs,
+    weight_bytes: int,
+    groups: Sequence[CacheGroup],
+    max_seq_len: int,
+    slot_bytes: int,
+    adapter_bytes: int,
 ) -> tuple[ArenaLayout, MemoryPlan]:
     available = available_bytes()
     wanted = arena_for_tokens(groups, args.kv_cache_config.max_tokens or args.max_batch_size * max_seq_len)
-    budget = kv_budget(wanted.nbytes, weight_bytes, available)
+    budget = kv_budget(wanted.nbytes, weight_bytes + adapter_bytes, available)
     if not groups:
-        return wanted, MemoryPlan(weight_bytes, 0, slot_bytes, available, 0)
+        return wanted, MemoryPlan(weight_bytes, 0, slot_bytes, available, 0, adapter_bytes)
     if args.kv_cache_config.max_tokens is None:
         layout = plan_arena(groups, budget)
     elif wanted.nbytes + weight_bytes > available:
@@ -277,7 +315,7 @@ def _plan_memory(
         layout = wanted
     per_token = sum(group.block_bytes for group in groups if group.spec.of_tokens) / BLOCK_TOKENS
     kv_tokens = int((layout.n_sectors - 1) * layout.sector_bytes / per_token)
-    return layout, MemoryPlan(weight_bytes, layout.nbytes, slot_bytes, available, kv_tokens)
+    return layout, MemoryPlan(weight_bytes, layout.nbytes, slot_bytes, available, kv_tokens, adapter_bytes)
 
 
 def _dummy(config: dict[str, Any], model: Model, dtype: torch.dtype) -> Checkpoint:

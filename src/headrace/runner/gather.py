@@ -124,6 +124,7 @@ def gather_rows(
         groups=tuple(groups),
         sees_media=bool(seen.any()),
         draft_counts=torch.from_numpy(n_drafts),
+        adapters=torch.from_numpy(slots.adapter[row_slot]),
     )
 
 

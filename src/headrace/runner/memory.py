@@ -40,9 +40,12 @@ class MemoryPlan:
     """Before the weights are read."""
     kv_tokens: int
     """Tokens of all paged layers that the cache holds."""
+    adapters: int = 0
+    """Of as many as may be loaded, each of the largest rank; taken when one is loaded."""
 
     def rows(self) -> list[tuple[str, int]]:
-        return [("weights", self.weights), ("KV cache", self.kv_cache), ("slots", self.slots)]
+        rows = [("weights", self.weights), ("KV cache", self.kv_cache), ("slots", self.slots)]
+        return [*rows, ("adapters, at most", self.adapters)] if self.adapters else rows
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in self.rows())

@@ -26,6 +26,7 @@ class SlotTable:
         computed  int64: tokens whose keys and values are in the cache
         n_prompt, max_length  int64
         second_from  int64: where the second of two texts begins
+        adapter   int32: number of the adapter, -1 for none
         stopped   bool: no more rows, whatever a plan made earlier says
     ``block_tables[g]`` is [n_slots, max_blocks] int32 for cache group g; of a group of encoded media it is as wide as
     it has to be.
@@ -49,6 +50,7 @@ class SlotTable:
         self.n_prompt = np.zeros(n_slots, np.int64)
         self.max_length = np.zeros(n_slots, np.int64)
         self.second_from = np.full(n_slots, _NEVER, np.int64)
+        self.adapter = np.full(n_slots, -1, np.int32)
         self.stopped = np.ones(n_slots, bool)
         self.seq_ids = np.full(n_slots, -1, np.int64)
         self.inits: list[SlotInit | None] = [None] * n_slots
@@ -73,6 +75,7 @@ class SlotTable:
         self.n_prompt[slot] = init.n_prompt
         self.max_length[slot] = init.max_length
         self.second_from[slot] = _NEVER if init.second_from is None else init.second_from
+        self.adapter[slot] = -1 if init.adapter is None else init.adapter.number
         self.stopped[slot] = False
         self.seq_ids[slot] = init.seq_id
         self.inits[slot] = init

@@ -19,6 +19,7 @@ from headrace.ops.batch import Batch
 from headrace.ops.table import Ops
 from headrace.sampling import EndRules, SampleOutcome, Sampler, SampleRows, verify
 
+from .adapters import AdapterRows
 from .beams import candidates_of
 from .drafter import Drafter
 from .gather import ResolvedWork, gather, resolve
@@ -62,6 +63,7 @@ class StepRunner:
         states: States,
         drafter: Drafter,
         media: Media,
+        adapters: AdapterRows,
     ) -> None:
         self.model = model
         self.sampler = sampler
@@ -75,6 +77,7 @@ class StepRunner:
         self.states = states
         self.drafter = drafter
         self.media = media
+        self.adapters = adapters
         self._bind_errors: dict[int, str] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -120,6 +123,7 @@ class StepRunner:
         self, resolved: Sequence[ResolvedWork], batch: Batch, counters: Counter[str]
     ) -> tuple[dict[int, tuple[TokenLogprobs, ...] | RequestError], Sampled]:
         """Entries for prompt rows by position in the plan, and what ``_sample`` returns."""
+        self.adapters.select(batch, counters)
         if all(_samples_all(item) for item in resolved):
             logits = self.graphs.logits(batch, counters)
             if logits is not None:

@@ -8,6 +8,7 @@ import torch
 
 from headrace.core.plan import StepPlan, StepResult
 from headrace.executor.base import Capacity
+from headrace.weights.peft import PeftAdapter
 
 from .memory import MemoryPlan
 from .step import StepRunner
@@ -29,6 +30,14 @@ class Worker:
     def describe(self) -> tuple[MemoryPlan, dict[str, Any]]:
         """Where memory went, and the settings as they really are."""
         return self._memory, self._effective
+
+    def load_adapter(self, number: int, adapter: PeftAdapter) -> None:
+        """Adapter ``number`` is this one from the next step on. Raises ``CheckpointError`` if it does not fit."""
+        self._runner.adapters.load(number, adapter)
+
+    def unload_adapter(self, number: int) -> None:
+        """Its memory is given back. No sequence may be bound to it."""
+        self._runner.adapters.unload(number)
 
     def slot_state(self) -> dict[str, list[int]]:
         """Lengths by slot: for error reports and tests."""

@@ -224,7 +224,7 @@ class Planner:
             seq = self._waiting.peek()
             if seq is None or seq.n_flying or self._refused == (seq, self._manager.n_given_back):
                 return
-            hit = self._manager.lookup(seq.request.cache_salt, seq.keys, seq.reusable_limit, seq.media)
+            hit = self._manager.lookup(seq.request.cache_identity, seq.keys, seq.reusable_limit, seq.media)
             if hit.awaited is not None and hit.length > seq.wait_length:
                 if self._waiting.n_parked >= self._max_parked:
                     return
@@ -287,6 +287,7 @@ def _slot_init(seq: Sequence, computed: int, *, encodes: bool = False) -> SlotIn
         media=request.media,
         encodes=encodes,
         n_candidates=seq.n_candidates,
+        adapter=request.adapter,
     )
 
 
