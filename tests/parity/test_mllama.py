@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from headrace import LLM, KvCacheConfig, RequestError, SamplingParams
 from headrace.eval.tiny import random_prompts
+from headrace.ops.native import core
 
 Case = tuple[list[int], list[Image.Image]]
 
@@ -158,3 +159,21 @@ def test_a_model_that_reads_text_refuses_pictures(references: Callable[[str], tu
         pytest.raises(RequestError, match="reads text only; leave multi_modal_data out"),
     ):
         llm.generate({"prompt_token_ids": [5], "multi_modal_data": {"image": [picture(1, 9, 9)]}})
+
+
+@pytest.mark.skipif(not core.is_available(), reason=f"bits are promised by the native core only: {core.reason()}")
+def test_in_bf16_an_answer_is_the_same_bits_alone_and_in_company(
+    references: Callable[[str], tuple[PreTrainedModel, Path]],
+) -> None:
+    model, folder = references("mllama")
+    given = cases(model.config.image_token_index, model.config.vocab_size)
+
+    def run(**options: Any) -> list[Any]:
+        params = SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True, detokenize=False, logprobs=2)
+        args = {"dtype": "bfloat16", "skip_tokenizer_init": True, "num_threads": 2, **options}
+        with LLM(str(folder), **args) as llm:
+            outputs = llm.generate([prompt_of(case) for case in given], params, use_tqdm=False)
+        return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs]
+
+    alone = run(max_batch_size=1, cuda_graph_config=None, disable_overlap_scheduler=True)
+    assert run(max_num_tokens=24) == alone
