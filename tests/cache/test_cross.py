@@ -91,6 +91,11 @@ def test_what_was_used_longest_ago_is_given_up_first_media_or_text() -> None:
     big = place(cache, list(range(300, 396)), None)
     assert cache.lookup(None, [1, 2], 1, media("a", n=32)).cross.entry is None
     assert cache.lookup(None, [3, 4], 1, media("b", n=32)).cross.entry is not None
+    # The text is older than what is left of the media.
+    more = place(cache, [7], None)
+    assert cache.lookup(None, [3, 4], 1, media("b", n=32)).cross.entry is not None
+    assert cache.lookup(None, list(range(100, 164)), 63).length < 63
+    cache.retire(more.lease)
     cache.retire(big.lease)
     cache.evict_all()
     cache.check_integrity()

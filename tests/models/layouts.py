@@ -58,7 +58,64 @@ _NANO_MAMBA = "0,2,4,7,9,11,14,16,18,21,23,25,28,30,32,35,37,39,41,44,46,48,50"
 _NANO_MIXED = "1,3,6,8,10,13,15,17,20,22,24,27,29,31,34,36,38,40,43,45,47,49,51"
 _SUPER_ATTENDS = "0-5,8-10,12-41,52,71-79"
 
+_MLLAMA = """
+language_model.model.embed_tokens.weight  128264 4096
+language_model.model.norm.weight  4096
+language_model.lm_head.weight  128256 4096
+language_model.model.layers.[0-39].input_layernorm.weight  4096
+language_model.model.layers.[0-39].post_attention_layernorm.weight  4096
+language_model.model.layers.[0-39].mlp.gate_proj.weight  14336 4096
+language_model.model.layers.[0-39].mlp.up_proj.weight  14336 4096
+language_model.model.layers.[0-39].mlp.down_proj.weight  4096 14336
+language_model.model.layers.[0-2,4-7,9-12,14-17,19-22,24-27,29-32,34-37,39].self_attn.q_proj.weight  4096 4096
+language_model.model.layers.[0-2,4-7,9-12,14-17,19-22,24-27,29-32,34-37,39].self_attn.k_proj.weight  1024 4096
+language_model.model.layers.[0-2,4-7,9-12,14-17,19-22,24-27,29-32,34-37,39].self_attn.v_proj.weight  1024 4096
+language_model.model.layers.[0-2,4-7,9-12,14-17,19-22,24-27,29-32,34-37,39].self_attn.o_proj.weight  4096 4096
+language_model.model.layers.[3-38/5].cross_attn.q_proj.weight  4096 4096
+language_model.model.layers.[3-38/5].cross_attn.k_proj.weight  1024 4096
+language_model.model.layers.[3-38/5].cross_attn.v_proj.weight  1024 4096
+language_model.model.layers.[3-38/5].cross_attn.o_proj.weight  4096 4096
+language_model.model.layers.[3-38/5].cross_attn.q_norm.weight  128
+language_model.model.layers.[3-38/5].cross_attn.k_norm.weight  128
+language_model.model.layers.[3-38/5].cross_attn_attn_gate  1
+language_model.model.layers.[3-38/5].cross_attn_mlp_gate  1
+multi_modal_projector.weight  4096 7680
+multi_modal_projector.bias  4096
+vision_model.class_embedding  1280
+vision_model.patch_embedding.weight  1280 3 14 14
+vision_model.gated_positional_embedding.embedding  1601 1280
+vision_model.gated_positional_embedding.gate  1
+vision_model.gated_positional_embedding.tile_embedding.weight  9 8197120
+vision_model.pre_tile_positional_embedding.embedding.weight  9 5120
+vision_model.pre_tile_positional_embedding.gate  1
+vision_model.post_tile_positional_embedding.embedding.weight  9 5120
+vision_model.post_tile_positional_embedding.gate  1
+vision_model.layernorm_pre.weight  1280
+vision_model.layernorm_pre.bias  1280
+vision_model.layernorm_post.weight  1280
+vision_model.layernorm_post.bias  1280
+vision_model.global_transformer.layers.[0-7].gate_attn  1
+vision_model.global_transformer.layers.[0-7].gate_ffn  1
+""" + "".join(
+    f"""
+vision_model.{stack}.input_layernorm.weight  1280
+vision_model.{stack}.input_layernorm.bias  1280
+vision_model.{stack}.post_attention_layernorm.weight  1280
+vision_model.{stack}.post_attention_layernorm.bias  1280
+vision_model.{stack}.self_attn.q_proj.weight  1280 1280
+vision_model.{stack}.self_attn.k_proj.weight  1280 1280
+vision_model.{stack}.self_attn.v_proj.weight  1280 1280
+vision_model.{stack}.self_attn.o_proj.weight  1280 1280
+vision_model.{stack}.mlp.fc1.weight  5120 1280
+vision_model.{stack}.mlp.fc1.bias  5120
+vision_model.{stack}.mlp.fc2.weight  1280 5120
+vision_model.{stack}.mlp.fc2.bias  1280
+"""
+    for stack in ("transformer.layers.[0-31]", "global_transformer.layers.[0-7]")
+)
+
 LAYOUTS: dict[str, str] = {
+    "Llama-3.2-11B-Vision": _MLLAMA,
     "Llama-3.3-70B": (_ENDS + _GQA).format(last=79, h=8192, q=8192, kv=1024, v=128256)
     + _MLP.format(layers="0-79", inner=28672, h=8192),
     "Mixtral-8x7B": (_ENDS + _GQA).format(last=31, h=4096, q=4096, kv=1024, v=32000)

@@ -21,6 +21,7 @@ from headrace.ops.table import select_ops
 
 BILLIONS = {
     "Llama-3.3-70B": 70.55,
+    "Llama-3.2-11B-Vision": 10.67,
     "Mixtral-8x7B": 46.70,
     "Qwen3-30B-A3B": 30.53,
     "Qwen3-Next-80B-A3B": 79.67,
@@ -33,7 +34,7 @@ BILLIONS = {
     "Nemotron-3-Nano-30B-A3B": 31.58,
     "DeepSeek-V3": 671.03,
 }
-"""Parameters as published, multi-token prediction and vision towers left out."""
+"""Parameters as published, what is not read left out: multi-token prediction, and vision towers but for Llama 3.2's."""
 
 QUICK = ("Mixtral-8x7B", "Qwen3-30B-A3B", "gpt-oss-20b", "Nemotron-H-8B")
 

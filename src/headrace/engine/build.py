@@ -251,7 +251,8 @@ def _open_draft(args: LlmArgs) -> list[ModelSource]:
 def _eos_ids(config: dict[str, Any], generation: dict[str, Any]) -> frozenset[int]:
     """Every id that one of the model's own files calls an end of sequence."""
     ids: set[int] = set()
-    for named in (config.get("eos_token_id"), generation.get("eos_token_id")):
+    text = config.get("text_config") or {}
+    for named in (config.get("eos_token_id"), text.get("eos_token_id"), generation.get("eos_token_id")):
         ids.update(named if isinstance(named, list) else [] if named is None else [named])
     return frozenset(ids)
 

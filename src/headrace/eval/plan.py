@@ -104,6 +104,9 @@ def _weights(precision: str, model: Model) -> Weights:
 
 def _layers(group: CacheGroup, lengths: Sequence[int]) -> Layers:
     spec = group.spec
+    if not spec.of_tokens:
+        each, nothing = group.block_bytes // BLOCK_TOKENS, (0,) * len(lengths)
+        return Layers(f"{kind(spec)}, {each:,} bytes for a vector of media", len(group.layers), nothing, nothing)
     held = tuple(spec.peak_blocks(length, 1) * group.block_bytes for length in lengths)
     every = BLOCK_TOKENS if spec.resumes_inside else KvCacheConfig().state_checkpoint_interval
     reusable = tuple((length // every + (not spec.resumes_inside)) * group.block_bytes for length in lengths)
