@@ -1,13 +1,14 @@
 """Decoding of a random Qwen3-MoE-shaped model, next to the time of reading what it has to read.
 
-    python bench/moe.py [--quant int8] [--peer] [--layers 24] [--experts 64] [--inner 512] [--top 8] [--batch 1 8]
+    python bench/moe.py [--quant int8] [--peer] [--llamacpp FOLDER --gguf FILE] [--layers 24] [--experts 64] ...
 
 A step reads all weights but the embedding's table, and of the experts those that its rows are sent to: for one row
 that is `top` of `experts` in every layer; for more, the mean number of different experts under a uniform choice, since
 the random router has no favourites. `read` is the time of reading as many bytes of the machine's memory with the same
 threads, measured in between, over the time of a step. The best of the rounds counts on both sides: on a machine with
 other work, single rounds say little. With `--peer` a transformers model of the same shape decodes in the same rounds,
-in bfloat16, with as many threads and its default ways: take few layers, for both are in memory.
+in bfloat16, with as many threads and its default ways: take few layers, for both are in memory. With `--llamacpp` the
+`llama-batched-bench` of that folder does, on a GGUF file of the same shape and bits (`--gguf`, which is kept).
 """
 
 from __future__ import annotations
@@ -121,6 +122,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--llamacpp", type=Path, help="Folder of llama.cpp's programs.")
+    parser.add_argument("--gguf", type=Path, help="Its model, written if it is not there.")
     parser.add_argument("--quant", choices=("int8", "int4"))
     args = parser.parse_args()
     if not core.is_available():
@@ -134,24 +137,35 @@ def main() -> None:
     weights = dict(llm.memory_report)["weights"]
     machine = Machine()
     peer = Peer(configuration(args), args.threads) if args.peer else None
+    llamacpp = None
+    if args.llamacpp is not None:
+        if args.gguf is None:
+            sys.exit("--llamacpp goes with --gguf FILE")
+        from moe_llamacpp import LlamaCpp
+
+        llamacpp = LlamaCpp(args.llamacpp / "llama-batched-bench", args.gguf, args)
     for batch in args.batch:
         seconds_a_step(llm, batch, 4)
     print(
         f"level {core.native().level()}, {args.threads} threads, {weights / 1e9:.2f} GB of weights, ready", flush=True
     )
     for batch in args.batch:
-        step = read = theirs = float("inf")
+        step = read = theirs = cpp = float("inf")
         for _ in range(args.rounds):
             read = min(read, machine.seconds_a_byte())
             step = min(step, seconds_a_step(llm, batch, args.tokens))
             read = min(read, machine.seconds_a_byte())
             if peer is not None:
                 theirs = min(theirs, peer.seconds_a_step(batch, args.tokens // 4))
+            if llamacpp is not None:
+                cpp = min(cpp, llamacpp.seconds_a_step(batch, args.tokens))
         n_bytes = step_bytes(args, weights, batch)
         print(f"batch {batch}: {step * 1e3:.2f} ms a step, {batch / step:.1f} tokens/s, {n_bytes / 1e6:.0f} MB to read,"
               f" memory {1e-9 / read:.1f} GB/s: {n_bytes * read / step:.2f} read")  # fmt: skip
         if peer is not None:
             print(f"  transformers: {theirs * 1e3:.2f} ms a step, {theirs / step:.2f} times as long")
+        if llamacpp is not None:
+            print(f"  llama.cpp: {cpp * 1e3:.2f} ms a step, {cpp / step:.2f} times as long")
     llm.shutdown()
 
 
