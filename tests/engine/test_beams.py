@@ -11,6 +11,7 @@ import torch
 
 from headrace import LLM, GuidedDecodingParams, KvCacheConfig, SamplingParams
 from headrace.eval import tiny
+from headrace.ops.native.core import is_available, reason
 from tiny_text import write_tokenizer
 
 PROMPT = [5, 6, 7, 8] * 9
@@ -53,6 +54,7 @@ def test_a_stream_brings_every_output_in_one_piece(llm: LLM) -> None:
     assert [len(one.logprobs) for one in whole.outputs] == [one.length for one in whole.outputs]
 
 
+@pytest.mark.skipif(not is_available(), reason=f"the reference operators promise no bits: {reason()}")
 def test_raw_logprobs_are_of_the_models_own_logits(llm: LLM) -> None:
     options = {"temperature": 0.7, "frequency_penalty": 0.5, "logprobs": 2}
     raw = llm.generate(PROMPT, beams(**options), use_tqdm=False).outputs
@@ -66,6 +68,7 @@ def test_raw_logprobs_are_of_the_models_own_logits(llm: LLM) -> None:
         assert sum(chosen) == pytest.approx(one.cumulative_logprob, abs=1e-9)
 
 
+@pytest.mark.skipif(not is_available(), reason=reason())
 def test_torch_and_native_sampler_give_the_same_bits(llm: LLM, folder: Path) -> None:
     options = [
         beams(logprobs=3, repetition_penalty=1.2, min_tokens=3),

@@ -85,11 +85,14 @@ SLOW_FAMILIES = 2
 
 QUICK_WITH = {
     "best_of": frozenset[str](),
-    "beam_search": frozenset(("chunked_prefill", "kv_reuse", "preemption", "overlap", "graph", "ngram", "guided")),
+    "logits": frozenset(("chunked_prefill", "kv_reuse", "preemption", "graph", "ngram", "beam_search")),
+    "beam_search": frozenset(
+        ("chunked_prefill", "kv_reuse", "preemption", "overlap", "graph", "ngram", "guided", "logits")
+    ),
     "lora": frozenset(("kv_reuse", "graph", "ngram")),
 }
-"""Features whose pairs take a plain run of their own: the quick tier has them with these alone, the slow one has
-each of the other pairs on a family."""
+"""Features whose pairs are many or take a plain run of their own: the quick tier has them with these alone, the slow
+one has each of the other pairs on a family."""
 
 Tier = Literal["quick", "slow", "full"]
 

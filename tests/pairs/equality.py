@@ -41,10 +41,23 @@ def assert_equal(got: Finished, plain: Finished, tolerance: float = REFERENCE_TO
                 assert one.cumulative_logprob == other.cumulative_logprob, place
             _assert_close(one.logprobs, other.logprobs, tolerance, place)
             _assert_close(one.prompt_logprobs[1:], other.prompt_logprobs[1:], tolerance, place)
+            _assert_same_rows(one.generation_logits, other.generation_logits, tolerance, place)
+    for index, (mine, reference) in enumerate(zip(got.context, plain.context, strict=True)):
+        _assert_same_rows(mine, reference, tolerance, f"the prompt of request {index}")
     for index, (mine, reference) in enumerate(zip(got.encoded, plain.encoded, strict=bool(got.encoded))):
         assert mine.shape == reference.shape
         worst = np.abs(mine - reference).max()
         assert worst <= tolerance, f"request {index}: its encoded prompt differs by {worst}"
+
+
+def _assert_same_rows(mine: np.ndarray | None, reference: np.ndarray | None, tolerance: float, place: str) -> None:
+    """Logits; a run that did not ask for them has none."""
+    if mine is None:
+        return
+    assert reference is not None
+    assert mine.shape == reference.shape, place
+    worst = np.abs(mine - reference).max()
+    assert worst <= 10 * tolerance, f"{place}: logits differ by {worst}"
 
 
 def _assert_close(mine: list[dict], reference: list[dict], tolerance: float, place: str) -> None:

@@ -189,6 +189,10 @@ def _prompt_logprobs(s: Scenario) -> None:
     s.watches_prompt = True
 
 
+def _logits(s: Scenario) -> None:
+    s.watching |= {"return_context_logits": True, "return_generation_logits": True}
+
+
 def _penalties(s: Scenario) -> None:
     s.shaping |= {
         "repetition_penalty": 1.3,
@@ -264,6 +268,7 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "priority": _priority,
     "logprobs": _logprobs,
     "prompt_logprobs": _prompt_logprobs,
+    "logits": _logits,
     "penalties": _penalties,
     "logits_processor": _logits_processor,
     "guided": _guided,
@@ -331,6 +336,7 @@ def reference(names: Iterable[str]) -> Scenario:
     scenario.one_by_one = True
     scenario.encodes = True
     scenario.watching = {"logprobs": 2, "prompt_logprobs": 1}
+    _logits(scenario)
     return scenario
 
 
@@ -339,6 +345,8 @@ class Finished:
     """What a run gave: by request and output."""
 
     outputs: list[list[Any]]
+    context: list[np.ndarray | None]
+    """By request: the prompt's logits, if they were asked for."""
     witnesses: dict[str, int]
     encoded: list[np.ndarray]
     """By request, if prompts were encoded."""
@@ -373,12 +381,13 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
         for stranger in strangers:
             stranger.abort()
         outputs = [request.result(timeout=120).outputs for request in requests]
+        context = [request.context_logits for request in requests]
         encoded = [one.result(timeout=120).data for one in encoding]
         assert all(stranger.result(timeout=60).outputs[0].finish_reason == "cancelled" for stranger in strangers)
         witnesses = llm.get_stats()[-1]["witnesses"]
         llm.check_integrity()
         is_exact = set(llm.effective_config["operators"].values()) == {"native"}
-    return Finished(outputs, witnesses, encoded, is_exact)
+    return Finished(outputs, context, witnesses, encoded, is_exact)
 
 
 @cache

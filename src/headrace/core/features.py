@@ -135,6 +135,12 @@ FEATURES: tuple[Feature, ...] = (
     Feature("priority", "Priorities", "generate_async(priority)", "prioritised"),
     Feature("logprobs", "Logprobs of outputs", "SamplingParams(logprobs)", "logprob_rows"),
     Feature("prompt_logprobs", "Logprobs of the prompt", "SamplingParams(prompt_logprobs)", "prompt_logprob_rows"),
+    Feature(
+        "logits",
+        "Logits of prompts and outputs",
+        "SamplingParams(return_context_logits, return_generation_logits)",
+        "logit_rows",
+    ),
     Feature("penalties", "Penalties, bias, bad words, n-gram bans, minimum length", "SamplingParams", "processed_rows"),
     Feature(
         "logits_processor",
@@ -164,7 +170,7 @@ MISSING_ARGS: tuple[Missing, ...] = (
     Missing("sparse_attention_config", f"sparse attention is {_LATER}"),
     Missing("kv_connector_config", f"KV connectors are {_LATER}"),
     Missing("mm_encoder_only", f"an encoder apart from its model is {_LATER}", (None, False)),
-    Missing("gather_generation_logits", f"generation logits are {_LATER}", (None, False)),
+    Missing("gather_generation_logits", "SamplingParams(return_generation_logits=True) asks for them", (None, False)),
     Missing("reasoning_parser", f"reasoning parsers are {_LATER}"),
     Missing("peft_cache_config", "adapters lie in main memory, where the model computes; see LoraConfig.max_loras"),
     Missing("cp_config", f"more than one rank is {_LATER}", (None, {})),
@@ -186,8 +192,6 @@ MISSING_ARGS: tuple[Missing, ...] = (
 )
 
 MISSING_SAMPLING: tuple[Missing, ...] = (
-    Missing("return_context_logits", f"raw logits are {_LATER}; prompt_logprobs gives log probabilities", (False,)),
-    Missing("return_generation_logits", f"raw logits are {_LATER}; logprobs gives log probabilities", (False,)),
     Missing("return_encoder_output", f"encoder-decoder models are {_LATER}", (False,)),
     Missing("additional_model_outputs", f"additional outputs are {_LATER}"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,7 +25,7 @@ class MissReason(enum.Enum):
     DISABLED = "disabled"
     """enable_block_reuse is off."""
     PROMPT_LOGPROBS = "prompt_logprobs"
-    """The prompt's rows had to be computed: for their logprobs, or to be pooled."""
+    """The prompt's rows had to be computed: for their logprobs, their logits, or to be pooled."""
     NO_ENTRY = "no_entry"
     """Nobody has computed these tokens under this salt."""
     EVICTED = "evicted"
@@ -63,6 +63,10 @@ class SequenceUpdate(msgspec.Struct, frozen=True, array_like=True):
     """Comes with the finish of a request that was encoded."""
     cumulative_logprob: float | None = None
     """Comes with the finish of a beam: the sum of the logprobs that it was compared by."""
+    context_logits: Any = None
+    """The next rows of the prompt's logits, if asked for: float32 [rows, V]. They come with output 0."""
+    generation_logits: Any = None
+    """Those of ``tokens``, if asked for: so many rows of float32 [V]."""
 
 
 @dataclass(slots=True)

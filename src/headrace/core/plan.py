@@ -190,6 +190,8 @@ class Candidate(msgspec.Struct, frozen=True):
     """After penalties, masks and temperature: what beams are compared by."""
     shown: TokenLogprobs | None = None
     """What its request gets to see of the token, if it asked for logprobs."""
+    logits: Any = None
+    """The row that it comes from: float32 [V], if its request asked for generation logits."""
 
 
 class SeqResult(msgspec.Struct, frozen=True):
@@ -216,6 +218,10 @@ class SeqResult(msgspec.Struct, frozen=True):
     """Comes with the finish of a pooled sequence."""
     candidates: tuple[Candidate, ...] = ()
     """Of a beam, in place of ``tokens``: the likeliest first, ties to the lower id."""
+    context_logits: Any = None
+    """The model's logits of the rows of the prompt, from ``start`` on: float32 [rows, V], if asked for."""
+    generation_logits: Any = None
+    """Those that ``tokens`` were drawn from: float32 [len(tokens), V], if asked for."""
     error: str | None = None
     """Something that came with this request failed in the worker; only this sequence ends."""
 

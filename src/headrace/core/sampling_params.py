@@ -104,6 +104,10 @@ class SamplingParams(BaseModel):
     prompt_logprobs: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     logprobs_mode: Literal["raw", "processed"] = "raw"
     """raw: log-softmax of the model's logits. processed: after penalties, temperature and filters."""
+    return_context_logits: bool = False
+    """The model's logits after each token of the prompt come back, as ``RequestOutput.context_logits``."""
+    return_generation_logits: bool = False
+    """Those that tokens are drawn from come back, as ``CompletionOutput.generation_logits``."""
     return_perf_metrics: bool = False
     exclude_input_from_output: bool = True
 
@@ -116,8 +120,6 @@ class SamplingParams(BaseModel):
     spaces_between_special_tokens: bool = True
 
     # Known to the API, not in this version: refused by name when set (see core/features.py).
-    return_context_logits: bool = False
-    return_generation_logits: bool = False
     return_encoder_output: bool = False
     additional_model_outputs: Any = None
 

@@ -44,6 +44,7 @@ class Sequence:
         "miss",
         "n_accepted",
         "n_candidates",
+        "n_context_logits",
         "n_drafts",
         "n_flying",
         "n_flying_rows",
@@ -60,6 +61,7 @@ class Sequence:
         "tokens",
         "wait_length",
         "waits_for_kin",
+        "wants_context_logits",
         "wants_prompt_logprobs",
     )
 
@@ -117,6 +119,9 @@ class Sequence:
         self.wants_prompt_logprobs = request.sampling.prompt_logprobs is not None
         self.n_prompt_logprobs = 0
         """Entries that have been sent: about prompt positions 1 to this."""
+        self.wants_context_logits = request.sampling.return_context_logits and index == 0
+        self.n_context_logits = 0
+        """Rows of the prompt whose logits have been sent."""
         self.n_preempted = 0
         self.cached_tokens: int | None = None
         """From the cache at the first admission; None before it."""
@@ -144,12 +149,15 @@ class Sequence:
     @property
     def reusable_limit(self) -> int:
         """Most tokens that may come from the cache: one row at least is computed, and all that owe prompt logprobs or
-        are pooled."""
+        logits or are pooled."""
         if self.request.pooling is not None and self.request.pooling.needs_all_rows:
             return 0
+        limit = len(self.tokens) - 1
         if self.wants_prompt_logprobs and self.n_prompt_logprobs < self.n_prompt - 1:
-            return self.n_prompt_logprobs
-        return len(self.tokens) - 1
+            limit = self.n_prompt_logprobs
+        if self.wants_context_logits and self.n_context_logits < self.n_prompt:
+            limit = min(limit, self.n_context_logits)
+        return limit
 
     @property
     def can_continue(self) -> bool:
@@ -165,6 +173,8 @@ class Sequence:
         if self.request.pooling is not None:
             return Rows.POOLED
         if self.wants_prompt_logprobs and start < self.n_prompt - 1 and start + n_tokens > self.n_prompt_logprobs:
+            return Rows.ALL
+        if self.wants_context_logits and start < self.n_prompt and start + n_tokens > self.n_context_logits:
             return Rows.ALL
         if start + n_tokens < self.known_bound:
             return Rows.NONE

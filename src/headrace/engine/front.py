@@ -284,6 +284,8 @@ class Front:
             pooled=update.pooled,
             metrics=metrics if finish is not None else None,
             cumulative_logprob=update.cumulative_logprob,
+            context_logits=update.context_logits,
+            generation_logits=None if update.generation_logits is None else update.generation_logits[: step.n_tokens],
         )
 
     @staticmethod

@@ -38,6 +38,10 @@ class OutputEvent(msgspec.Struct, frozen=True):
     """Comes with the finish of an encoded prompt."""
     cumulative_logprob: float | None = None
     """Comes with the finish of an output that others were compared with."""
+    context_logits: Any = None
+    """The next rows of the prompt's logits, if asked for: float32 [rows, V]. They come with output 0."""
+    generation_logits: Any = None
+    """A row of float32 [V] for each of ``token_ids``, if asked for."""
 
 
 @dataclass(slots=True)
@@ -61,6 +65,7 @@ class CompletionOutput:
     request_perf_metrics: RequestPerfMetrics | None = None
     pooled: Pooled | None = None
     """Of a prompt that was encoded: see ``EncodeOutput.data``."""
+    _logits: list[np.ndarray] = field(default_factory=list, repr=False)
     _seen_text: int = 0
     _seen_tokens: int = 0
     _seen_logprobs: int = 0
@@ -68,6 +73,12 @@ class CompletionOutput:
     @property
     def length(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def generation_logits(self) -> np.ndarray | None:
+        """Float32 [tokens, V]: the model's logits that each token was drawn from, before everything that changes them.
+        None unless return_generation_logits asked for them."""
+        return np.stack(self._logits) if self._logits else None
 
     @property
     def text_diff(self) -> str:
@@ -93,6 +104,8 @@ class CompletionOutput:
         for entry in event.logprobs:
             self.logprobs.append(_logprob_dict(entry))
             self.cumulative_logprob = (self.cumulative_logprob or 0.0) + entry.logprob
+        if event.generation_logits is not None:
+            self._logits.extend(event.generation_logits)
         if event.prompt_logprobs and not self.prompt_logprobs:
             self.prompt_logprobs.append(None)
         self.prompt_logprobs.extend(_logprob_dict(entry) for entry in event.prompt_logprobs)
@@ -193,7 +206,7 @@ class RequestOutput:
         self.seed = seed
         """The seed that was used: given, or drawn at admission."""
         self.outputs = [CompletionOutput(index) for index in range(n)]
-        self.context_logits = None
+        self._context: list[np.ndarray] = []
         self.disaggregated_params = None
         self.error: Exception | None = None
         self._abort = abort
@@ -213,6 +226,12 @@ class RequestOutput:
             if output.finish_reason is None:
                 return False
         return True
+
+    @property
+    def context_logits(self) -> np.ndarray | None:
+        """Float32 [prompt tokens, V]: the model's logits after each token of the prompt. None unless
+        return_context_logits asked for them."""
+        return np.concatenate(self._context) if self._context else None
 
     @property
     def cached_tokens(self) -> int:
@@ -273,6 +292,8 @@ class RequestOutput:
         for event in events:
             if event.error is not None:
                 self.error = event.error
+            if event.context_logits is not None:
+                self._context.append(event.context_logits)
             self.outputs[event.index]._apply(event)
 
     def _done(self) -> RequestOutput:

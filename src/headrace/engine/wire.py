@@ -174,6 +174,12 @@ def _to_wire(value: Any) -> Any:
                 " reach; use LLM(...), whose engine is in the process of its caller",
                 param="logits_processor",
             )
+        for name in ("return_context_logits", "return_generation_logits"):
+            if getattr(value, name):
+                raise RequestError(
+                    f"SamplingParams.{name}: logits stay in the engine's process; use LLM(...), or ask for logprobs",
+                    param=name,
+                )
         fields = value.model_dump(exclude_defaults=True)
         for name, field in fields.items():
             if isinstance(field, int) and field > _MAX_INT:

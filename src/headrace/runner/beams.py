@@ -33,4 +33,5 @@ def candidates_of(
             shown = list(sampler.prompt_logprobs(rows.contiguous(), np.array(ids, np.int64), sampling.logprobs))
         except RequestError as error:
             return error
-    return tuple(Candidate(*parts) for parts in zip(ids, values, shown, strict=True))
+    row = logits.numpy().copy() if sampling.return_generation_logits else None
+    return tuple(Candidate(*parts, row) for parts in zip(ids, values, shown, strict=True))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from headrace.cache.groups import CacheGroup
 from headrace.core.errors import RequestError
-from headrace.core.plan import Candidate, FinishReason, Rows, SeqResult, SlotInit, StepPlan, StepResult, TokenLogprobs
+from headrace.core.plan import Candidate, FinishReason, Rows, SeqResult, SlotInit, StepPlan, StepResult
 from headrace.models.base import Model
 from headrace.ops.batch import Batch
 from headrace.ops.table import Ops
@@ -26,11 +25,9 @@ from .gather import ResolvedWork, gather, resolve
 from .graph import Graphs
 from .media import Media
 from .pooling import Poolers
+from .prompt_rows import NO_ROWS, PromptRowMaker, PromptRows
 from .slots import SlotTable
 from .states import States
-
-_SLICE_ELEMENTS = 1 << 23
-"""Logits of prompt rows are made in slices of about this many, so that a long prompt needs no huge matrix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +39,14 @@ class Sampled:
     """By position in the plan: the first row of the outcome."""
     candidates: dict[int, tuple[Candidate, ...] | RequestError]
     """By position in the plan, for beams."""
+    logits: torch.Tensor
+    """Float32 [R, V], the model's own."""
+
+    def kept(self, init: SlotInit, first: int, count: int) -> np.ndarray | None:
+        """Rows of logits, if the request asks for them: a copy, as a recording writes over them in the next step."""
+        if not init.sampling.return_generation_logits:
+            return None
+        return self.logits[first : first + count].numpy().copy()
 
 
 class StepRunner:
@@ -78,6 +83,7 @@ class StepRunner:
         self.drafter = drafter
         self.media = media
         self.adapters = adapters
+        self._rows = PromptRowMaker(model, sampler)
         self._bind_errors: dict[int, str] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -98,7 +104,7 @@ class StepRunner:
             batch = gather(resolved, self.slots, self._device)
             prompt, sampled = self._compute(resolved, batch, counters)
             for item in resolved:
-                results[item.index] = self._settle(item, prompt.get(item.index, ()), sampled)
+                results[item.index] = self._settle(item, prompt.get(item.index, NO_ROWS), sampled)
             self.states.advance(batch, [results[item.index].n_accepted for item in resolved])
             self.drafter.observe(resolved, results)
             counters["batched_steps"] += len(resolved) > 1
@@ -121,8 +127,8 @@ class StepRunner:
 
     def _compute(
         self, resolved: Sequence[ResolvedWork], batch: Batch, counters: Counter[str]
-    ) -> tuple[dict[int, tuple[TokenLogprobs, ...] | RequestError], Sampled]:
-        """Entries for prompt rows by position in the plan, and what ``_sample`` returns."""
+    ) -> tuple[dict[int, PromptRows | RequestError], Sampled]:
+        """What prompt rows gave, by position in the plan, and what ``_sample`` returns."""
         self.adapters.select(batch, counters)
         if all(_samples_all(item) for item in resolved):
             logits = self.graphs.logits(batch, counters)
@@ -132,46 +138,28 @@ class StepRunner:
             part.metadata = self.ops.plan(batch, index, group.spec)
         hidden = self.model.forward(batch)
         self._pool(resolved, hidden, counters)
-        prompt = self._prompt_logprobs(resolved, hidden, counters)
+        prompt = self._prompt_rows(resolved, hidden, counters)
         return prompt, self._sample(resolved, lambda rows: self.model.logits(hidden[rows]), counters)
 
-    def _prompt_logprobs(
+    def _prompt_rows(
         self, resolved: Sequence[ResolvedWork], hidden: torch.Tensor, counters: Counter[str]
-    ) -> dict[int, tuple[TokenLogprobs, ...] | RequestError]:
-        """By position in the plan: entries for the rows that are followed by a prompt token, or what went wrong."""
-        entries: dict[int, tuple[TokenLogprobs, ...] | RequestError] = {}
-        size = max(1, _SLICE_ELEMENTS // self.model.vocab_size)
+    ) -> dict[int, PromptRows | RequestError]:
+        """By position in the plan: what the rows of prompts gave that have to give something, or what went wrong."""
+        found: dict[int, PromptRows | RequestError] = {}
         for item in resolved:
             if item.work.outputs is not Rows.ALL:
                 continue
             slot = item.work.slot
-            last = min(item.start + item.work.n_tokens, int(self.slots.n_prompt[slot]) - 1)
-            following = self.slots.history[slot, item.start + 1 : last + 1].astype(np.int64)
-            n_top = self.slots.init_of(slot).sampling.prompt_logprobs or 0
-            found: list[TokenLogprobs] = []
+            n_rows = min(item.work.n_tokens, int(self.slots.n_prompt[slot]) - item.start)
+            last = min(item.start + n_rows + 1, int(self.slots.n_prompt[slot]))
+            following = self.slots.history[slot, item.start + 1 : last].astype(np.int64)
             try:
-                for first in range(0, len(following), size):
-                    tokens = following[first : first + size]
-                    rows = hidden[item.first_row + first : item.first_row + first + len(tokens)]
-                    found += self._prompt_entries(self.slots.init_of(slot), rows, tokens, n_top)
-                entries[item.index] = tuple(found)
+                found[item.index] = self._rows.of(
+                    self.slots.init_of(slot), hidden[item.first_row : item.first_row + n_rows], following, counters
+                )
             except RequestError as error:
-                entries[item.index] = error
-            counters["prompt_logprob_rows"] += len(found)
-        return entries
-
-    def _prompt_entries(
-        self, init: SlotInit, rows: torch.Tensor, tokens: np.ndarray, n_top: int
-    ) -> list[TokenLogprobs]:
-        """Entries for ``tokens`` after ``rows`` of hidden states. What stands for media may lie beyond the vocabulary,
-        and is never drawn: it ranks behind all tokens."""
-        places = [init.tokens[item.first] for item in init.media]
-        stands = np.isin(tokens, places)
-        entries = self.sampler.prompt_logprobs(self.model.logits(rows), np.where(stands, 0, tokens), n_top)
-        for at in np.flatnonzero(stands).tolist():
-            entry, rank = entries[at], self.model.vocab_size + 1
-            entries[at] = replace(entry, token=int(tokens[at]), logprob=-math.inf, rank=rank)
-        return entries
+                found[item.index] = error
+        return found
 
     def _pool(self, resolved: Sequence[ResolvedWork], hidden: torch.Tensor, counters: Counter[str]) -> None:
         """Hands on the rows of sequences that are encoded."""
@@ -199,7 +187,7 @@ class StepRunner:
         counts = np.array([1 + len(item.drafts) for item in items], np.int64)
         first_rows = np.cumsum(counts) - counts
         if not items:
-            return Sampled(SampleOutcome(np.zeros(0, np.int64)), {}, {})
+            return Sampled(SampleOutcome(np.zeros(0, np.int64)), {}, {}, torch.empty(0))
         within = np.arange(counts.sum()) - np.repeat(first_rows, counts)
         slots = np.array([item.work.slot for item in items], np.int64)
         rows = SampleRows(
@@ -219,7 +207,10 @@ class StepRunner:
         counters["processor_calls"] += outcome.n_processed
         counters["masked_rows"] += outcome.n_masked
         counters["beam_rows"] += len(candidates)
-        return Sampled(outcome, firsts, candidates)
+        counters["logit_rows"] += sum(
+            self.slots.init_of(item.work.slot).sampling.return_generation_logits for item in items
+        )
+        return Sampled(outcome, firsts, candidates, logits)
 
     def _candidates(
         self, items: Sequence[ResolvedWork], firsts: dict[int, int], outcome: SampleOutcome, logits: torch.Tensor
@@ -235,7 +226,7 @@ class StepRunner:
     def _settle(
         self,
         item: ResolvedWork,
-        prompt: tuple[TokenLogprobs, ...] | RequestError,
+        prompt: PromptRows | RequestError,
         sampled: Sampled,
     ) -> SeqResult:
         """Verifies the drafts of one sequence, writes its slot, and says what happened."""
@@ -251,7 +242,7 @@ class StepRunner:
                 self.slots.stopped[slot] = True
                 pooled = self.poolers.finish(self.slots.init_of(slot))
                 return SeqResult(slot, work.seq_id, computed, finish=FinishReason.STOP, pooled=pooled)
-            return SeqResult(slot, work.seq_id, computed, prompt_logprobs=prompt)
+            return SeqResult(slot, work.seq_id, computed, prompt_logprobs=prompt.logprobs, context_logits=prompt.logits)
         init = self.slots.init_of(slot)
         if init.n_candidates:
             return self._settle_beam(item, prompt, sampled, first)
@@ -273,21 +264,28 @@ class StepRunner:
             n_drafts=len(drafts),
             n_accepted=verified.n_accepted,
             logprobs=tuple(outcome.logprobs[row] for row in rows if row in outcome.logprobs),
-            prompt_logprobs=prompt,
+            prompt_logprobs=prompt.logprobs,
+            context_logits=prompt.logits,
+            generation_logits=sampled.kept(init, first, len(verified.tokens)),
             finish=verified.finish,
             stop_reason=verified.stop_reason,
         )
 
-    def _settle_beam(
-        self, item: ResolvedWork, prompt: tuple[TokenLogprobs, ...], sampled: Sampled, first: int
-    ) -> SeqResult:
+    def _settle_beam(self, item: ResolvedWork, prompt: PromptRows, sampled: Sampled, first: int) -> SeqResult:
         """Its next token is chosen elsewhere, so the slot is left as it is."""
         work, found = item.work, sampled.candidates.get(item.index)
         if found is None or isinstance(found, RequestError):
             message = sampled.outcome.errors[first] if found is None else str(found)
             return self._fail(work.slot, work.seq_id, item.end, message)
         self.slots.computed[work.slot] = item.end
-        return SeqResult(work.slot, work.seq_id, item.end, prompt_logprobs=prompt, candidates=found)
+        return SeqResult(
+            work.slot,
+            work.seq_id,
+            item.end,
+            prompt_logprobs=prompt.logprobs,
+            context_logits=prompt.logits,
+            candidates=found,
+        )
 
     def _fail(self, slot: int, seq_id: int, computed: int, message: str) -> SeqResult:
         self.slots.stopped[slot] = True

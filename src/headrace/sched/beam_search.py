@@ -30,6 +30,8 @@ class Text:
     shown: TokenLogprobs | None
     cumulative: float
     length: int
+    row: Any = None
+    """The logits that the token was chosen from, if they were asked for."""
     words: Any = None
     """What it reads as, where stop strings end it: it has ``after(token)`` and ``is_stopped``."""
 
@@ -39,6 +41,10 @@ class Text:
     def logprobs(self) -> tuple[TokenLogprobs, ...]:
         """One entry a token, if they were asked for."""
         return tuple(text.shown for text in self._way() if text.shown is not None)
+
+    def logits(self) -> Any:
+        """A row for each token; None if they were not asked for."""
+        return [text.row for text in self._way() if text.row is not None] or None
 
     def _way(self) -> list[Text]:
         way: list[Text] = []
@@ -72,7 +78,7 @@ class BeamSearch:
         self._early_stopping = 1 if sampling.early_stopping is None else sampling.early_stopping
         self._stop_ids, self._eos_ids = request.stop_ids, request.eos_ids
         self._max_tokens = max_length - len(request.prompt_token_ids)
-        self._living = [Text(None, -1, None, 0.0, 0, request.beam_text)]
+        self._living = [Text(None, -1, None, 0.0, 0, None, request.beam_text)]
         # How many continuations stop strings end is not known beforehand.
         self._spare = len(self._stop_ids) + (0 if request.beam_text is None else sampling.beam_width)
         self._ended: list[Ended] = []
@@ -115,7 +121,7 @@ class BeamSearch:
     def _child(self, beam: int, one: Candidate) -> Text:
         parent = self._living[beam]
         words = None if parent.words is None else parent.words.after(one.token)
-        return Text(parent, one.token, one.shown, self._sum(beam, one), parent.length + 1, words)
+        return Text(parent, one.token, one.shown, self._sum(beam, one), parent.length + 1, one.logits, words)
 
     def _sum(self, beam: int, one: Candidate) -> float:
         return self._living[beam].cumulative + one.logprob

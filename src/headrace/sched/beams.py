@@ -112,6 +112,7 @@ class Beams:
         seq.extend((token,))
         seq.cached_tokens, seq.miss, seq.first_scheduled = parent.cached_tokens, parent.miss, parent.first_scheduled
         seq.n_prompt_logprobs, seq.n_preempted = parent.n_prompt_logprobs, parent.n_preempted
+        seq.wants_context_logits, seq.n_context_logits = parent.wants_context_logits, parent.n_context_logits
         placement = self._residents.fork(parent, seq) if parent.state is SequenceState.RUNNING else None
         if placement is None:
             self._waiting.push(seq)

@@ -240,23 +240,35 @@ class Scheduler:
         if one.n_drafts:
             self._pace.checked(one.n_accepted)
         prompt_logprobs = self._new_prompt_logprobs(flying, one) if one.prompt_logprobs else ()
+        context_logits = self._new_context_logits(flying, one)
         if one.finish is not None:
             news = {"tokens": one.tokens, "logprobs": one.logprobs, "prompt_logprobs": prompt_logprobs}
+            news |= {"context_logits": context_logits, "generation_logits": one.generation_logits}
             updates.append(self._end(seq, one.finish, stop_reason=one.stop_reason, pooled=one.pooled, **news))
             return
         if seq.n_candidates:
             if one.candidates:
                 self._beams.take(self._groups[seq.request.request_id], seq, one.candidates)
-            if prompt_logprobs:
+            if prompt_logprobs or context_logits is not None:
                 updates += [
-                    self._update(seq, now, prompt_logprobs=prompt_logprobs, index=index)
-                    for index in range(seq.request.n)
+                    self._update(seq, now, prompt_logprobs=prompt_logprobs, context_logits=part, index=index)
+                    for index, part in enumerate((context_logits, *(None,) * (seq.request.n - 1)))
                 ]
             return
         if one.tokens:
             self._proposer.extend(seq.seq_id, one.tokens)
-        if one.tokens or prompt_logprobs:
-            updates.append(self._update(seq, now, one.tokens, one.logprobs, prompt_logprobs))
+        if one.tokens or prompt_logprobs or context_logits is not None:
+            updates.append(
+                self._update(
+                    seq,
+                    now,
+                    one.tokens,
+                    one.logprobs,
+                    prompt_logprobs,
+                    context_logits=context_logits,
+                    generation_logits=one.generation_logits,
+                )
+            )
 
     @staticmethod
     def _check_result(flying: Flying, one: SeqResult) -> None:
@@ -278,6 +290,16 @@ class Scheduler:
         seq.n_prompt_logprobs += len(new)
         return new
 
+    @staticmethod
+    def _new_context_logits(flying: Flying, one: SeqResult) -> Any:
+        """The rows that were not sent before a preemption; None if there are none."""
+        if one.context_logits is None:
+            return None
+        seq = flying.seq
+        new = one.context_logits[seq.n_context_logits - flying.work.start :]
+        seq.n_context_logits += len(new)
+        return new if len(new) else None
+
     def _update(
         self,
         seq: Sequence,
@@ -290,6 +312,8 @@ class Scheduler:
         error: Exception | None = None,
         pooled: Pooled | None = None,
         cumulative_logprob: float | None = None,
+        context_logits: Any = None,
+        generation_logits: Any = None,
         index: int | None = None,
     ) -> SequenceUpdate:
         """``index``: of the output, where it is not the sequence's own."""
@@ -311,6 +335,8 @@ class Scheduler:
             seq.n_accepted,
             pooled,
             cumulative_logprob,
+            context_logits,
+            generation_logits,
         )
 
     # Beams.
@@ -343,6 +369,7 @@ class Scheduler:
                 now,
                 tokens=one.text.tokens() if one else (),
                 logprobs=one.text.logprobs() if one else (),
+                generation_logits=one.text.logits() if one else None,
                 finish=finish,
                 stop_reason=one.stop_reason if one and reason is None else None,
                 error=error,
@@ -368,12 +395,26 @@ class Scheduler:
         logprobs: tuple[TokenLogprobs, ...] = (),
         prompt_logprobs: tuple[TokenLogprobs, ...] = (),
         pooled: Pooled | None = None,
+        context_logits: Any = None,
+        generation_logits: Any = None,
     ) -> SequenceUpdate:
         """A sequence ends, whatever it was doing."""
         self._let_go(seq)
         self._witnesses[_WITNESS_OF_END.get(reason, "finished")] += 1
         now = self._clock.now()
-        return self._update(seq, now, tokens, logprobs, prompt_logprobs, reason, stop_reason, error, pooled)
+        return self._update(
+            seq,
+            now,
+            tokens,
+            logprobs,
+            prompt_logprobs,
+            reason,
+            stop_reason,
+            error,
+            pooled,
+            context_logits=context_logits,
+            generation_logits=generation_logits,
+        )
 
     def _end_request(
         self, request_id: int, reason: FinishReason, error: Exception | None = None

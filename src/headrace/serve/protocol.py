@@ -61,7 +61,7 @@ Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 NOT_YET = "not in this version"
 
 MISSING_SAMPLING = (
-    Missing("return_context_logits", f"raw logits are {NOT_YET}; prompt_logprobs is there", (None, False)),
+    Missing("return_context_logits", "logits come from the Python API only; prompt_logprobs is there", (None, False)),
     Missing("lora_request", f"LoRA is {NOT_YET}"),
     Missing("disaggregated_params", f"disaggregated serving is {NOT_YET}"),
     Missing("conversation_params", f"requests are not routed; {NOT_YET}"),
