@@ -77,6 +77,8 @@ class Scenario:
     """Sampling options that must not change it."""
     watches_prompt: bool = False
     """Every other pair of requests asks for prompt logprobs: those recompute what the others take from the cache."""
+    watches_context: bool = False
+    """The same of the logits of prompts."""
     n: int = 1
     """Outputs of the requests that are not greedy."""
     strangers: bool = False
@@ -190,7 +192,8 @@ def _prompt_logprobs(s: Scenario) -> None:
 
 
 def _logits(s: Scenario) -> None:
-    s.watching |= {"return_context_logits": True, "return_generation_logits": True}
+    s.watching["return_generation_logits"] = True
+    s.watches_context = True
 
 
 def _penalties(s: Scenario) -> None:
@@ -336,7 +339,7 @@ def reference(names: Iterable[str]) -> Scenario:
     scenario.one_by_one = True
     scenario.encodes = True
     scenario.watching = {"logprobs": 2, "prompt_logprobs": 1}
-    _logits(scenario)
+    scenario.watching |= {"return_context_logits": True, "return_generation_logits": True}
     return scenario
 
 
@@ -443,6 +446,8 @@ def _sampling(scenario: Scenario, work: Work, index: int) -> SamplingParams:
     options = {"max_tokens": work.max_tokens, **work.ends, **scenario.shaping, **scenario.watching}
     if scenario.watches_prompt and index % 4 < 2:
         options["prompt_logprobs"] = 1
+    if scenario.watches_context and index % 4 < 2:
+        options["return_context_logits"] = True
     if index % 2:
         options |= {"temperature": 0.9, "seed": 1000 + index, "n": scenario.n, "best_of": scenario.best_of}
     elif scenario.beams:
