@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from draft_heads import guess, write_head
 from headrace import LLM, ConfigError, EagleDecodingConfig, SamplingParams
 from headrace.eval import tiny
-from headrace.train.conversations import read_data
+from headrace.train.conversations import answered, read_data, write_answers
 from headrace.train.eagle3 import HeadShape, TrainableHead
 from headrace.train.lessons import Conversation
 from headrace.train.recipe import head_config, train_head
 from headrace.train.trainer import Settings
+from tiny_text import write_tokenizer
 
 
 class Quiet:
@@ -117,3 +118,21 @@ def test_too_little_is_said(folder: Path, tmp_path: Path) -> None:
         )  # fmt: skip
     with pytest.raises(ConfigError, match="the model has 5 layers"):
         head_config({"hidden_size": 64, "num_hidden_layers": 5}, 64)
+
+
+def test_prompts_are_answered_by_the_model_and_every_answer_is_kept(folder: Path, tmp_path: Path) -> None:
+    write_tokenizer(folder, 317)
+    given = ["Hi there", Conversation((4, 5, 6), 2), [{"role": "user", "content": "Bye"}]]
+    seen: list[Conversation] = []
+    with LLM(folder, num_threads=1, dtype="float32") as llm:
+        assert llm.tokenizer is not None
+        ids = llm.tokenizer.encode("Hi there")
+        done = answered(llm, given, 9, 0, seen.extend)
+    assert seen == done
+    assert len(done) == 3
+    assert given[1] in done
+    (hi,) = [one for one in done if one.tokens[: one.n_prompt] == tuple(ids)]
+    assert 1 <= len(hi.tokens) - hi.n_prompt <= 9
+    path = tmp_path / "answers.jsonl"
+    write_answers(path, done)
+    assert read_data(path) == done

@@ -20,6 +20,7 @@ from headrace.cli.features import features
 from headrace.cli.generate import generate
 from headrace.cli.plan import plan_command
 from headrace.cli.serve import serve
+from headrace.cli.train_draft import train_draft
 from headrace.cli.verify import verify_command
 from headrace.core.errors import EngineError, HeadraceError
 
@@ -83,6 +84,7 @@ app.command()(serve)
 app.add_typer(bench)
 app.command("verify")(verify_command)
 app.add_typer(evaluate)
+app.command("train-draft")(train_draft)
 app.command()(features)
 app.command("plan")(plan_command)
 app.command()(doctor)

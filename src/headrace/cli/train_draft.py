@@ -57,6 +57,9 @@ def train_draft(
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Train a draft head (EAGLE-3) on a model's own answers, and measure it on some that it has not seen."""
+    import gc
+
+    gc.enable()  # the command's entry keeps all that a start makes; this one goes on for long
     from headrace.llm import LLM  # first: it tells OpenMP how to wait  # noqa: I001
     import torch
 

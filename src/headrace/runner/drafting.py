@@ -17,7 +17,8 @@ from headrace.models.eagle3 import ARCHITECTURES, Eagle3Head, is_head, tapped_la
 from headrace.models.registry import build_model
 from headrace.models.taps import NO_TAPS, Taps, n_layers, tap_layers
 from headrace.ops.table import Ops
-from headrace.quant.schemes import NO_SCHEME
+from headrace.quant.formats import INT8
+from headrace.quant.schemes import NO_SCHEME, AtLoad
 from headrace.sampling import Sampler
 from headrace.weights.checkpoint import Checkpoint
 
@@ -100,7 +101,9 @@ class _ByHead:
         sizes = (target.head.weight.shape[1], target.vocab_size, len(layers))
         # Calls, not layers: what belongs to the target is not the head's to load.
         tables = (target.embed.__call__, target.head.__call__)
-        self.head = Eagle3Head(source.config, replace(ctx, scheme=NO_SCHEME), checkpoint, *tables, sizes)
+        # No output depends on it, and a draft costs what reading its weights costs: 8 bits, but where all is exact.
+        scheme = NO_SCHEME if ctx.dtype is torch.float32 else AtLoad(INT8)
+        self.head = Eagle3Head(source.config, replace(ctx, scheme=scheme), checkpoint, *tables, sizes)
         self.models: tuple[Model, ...] = (self.head,)
         self.taps = tap_layers(target, layers, "EagleDecodingConfig.eagle3_layers_to_capture, or the head's own ids")
         self._vocab_size = target.vocab_size

@@ -84,9 +84,17 @@ def answered(
         ]
         outputs = llm.generate(some, params, use_tqdm=False)
         new = [
-            Conversation((*prompt, *output.outputs[0].token_ids), len(prompt), temperature)
-            for prompt, output, temperature in zip(some, outputs, temperatures, strict=True)  # type: ignore[arg-type]
+            Conversation((*output.prompt_token_ids, *output.outputs[0].token_ids), len(output.prompt_token_ids), t)
+            for output, t in zip(outputs, temperatures, strict=True)
         ]
         done += new
         on_answers(new)
     return done
+
+
+def write_answers(path: Path, conversations: Sequence[Conversation]) -> None:
+    """As ``read_data`` reads them."""
+    with path.open("a", encoding="utf-8") as file:
+        for one in conversations:
+            entry = {"tokens": one.tokens, "prompt_tokens": one.n_prompt, "temperature": one.temperature}
+            file.write(json.dumps(entry) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,11 +181,3 @@ def _save(out: Path, config: dict[str, Any], head: TrainableHead, vocabulary: Dr
     tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in head.state_dict().items()}
     tensors |= {"d2t": vocabulary.offsets, "t2d": vocabulary.draft_of >= 0}
     write_safetensors(out, config, tensors)
-
-
-def write_answers(path: Path, conversations: Sequence[Conversation]) -> None:
-    """As ``read_data`` reads them."""
-    with path.open("a", encoding="utf-8") as file:
-        for one in conversations:
-            entry = {"tokens": one.tokens, "prompt_tokens": one.n_prompt, "temperature": one.temperature}
-            file.write(json.dumps(entry) + "\n")
