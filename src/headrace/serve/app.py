@@ -11,10 +11,18 @@ from starlette.types import ASGIApp
 from . import errors
 from .document import ERRORS, describe
 from .gate import Gate
-from .routers import chat, completions, encode, operations, page, tokens
+from .routers import adapters, chat, completions, encode, operations, page, tokens
 from .serving import Serving
 
-ROUTERS = (operations.router, completions.router, chat.router, encode.router, tokens.router, page.router)
+ROUTERS = (
+    operations.router,
+    completions.router,
+    chat.router,
+    encode.router,
+    tokens.router,
+    adapters.router,
+    page.router,
+)
 
 
 def make_app(serving: Serving) -> ASGIApp:

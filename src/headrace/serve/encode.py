@@ -30,7 +30,8 @@ class EncodeJob:
         """``kind``: how the answer's id begins."""
         self._serving = serving
         self._model = serving.check_model(body.model)
-        self._terms = Terms(body.priority, body.cache_salt, serving.options.request_timeout)
+        adapter = serving.adapter(self._model)
+        self._terms = Terms(body.priority, body.cache_salt, serving.options.request_timeout, adapter)
         self._name = f"{kind}-{serving.new_id()}"
         self._outputs: list[EncodeOutput] = []
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from headrace.core.clock import Clock
 from headrace.core.config import LlmArgs
 from headrace.core.errors import EngineDeadError, RequestError
+from headrace.core.lora import LoRARequest
 from headrace.core.media import MediaData, MediaItem
 from headrace.core.pooling import PoolingParams, PoolingSpec
 from headrace.core.sampling_params import SamplingParams
@@ -37,6 +39,8 @@ class Terms:
     cache_salt: str | None = None
     timeout: float | None = None
     """Seconds until it ends with what is there."""
+    lora: LoRARequest | None = None
+    """The adapter it is computed with."""
 
 
 class ServedEngine(Protocol):
@@ -82,6 +86,19 @@ class ServedEngine(Protocol):
         """
         ...
 
+    @property
+    def first_adapters(self) -> tuple[str, ...]:
+        """Names of those that were loaded at the start."""
+        ...
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Raises ``RequestError`` or ``EngineDeadError``."""
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Those under way finish with it. Raises ``RequestError`` or ``EngineDeadError``."""
+        ...
+
     async def stats(self) -> list[dict[str, Any]]:
         """Iteration statistics since the last call. Raises ``EngineDeadError`` or ``TimeoutError``."""
         ...
@@ -109,6 +126,8 @@ class FrontedEngine:
         self._engine = engine
         self._clock = clock
         self._heartbeat_limit = heartbeat_limit
+        folders = () if args.lora is None else args.lora.lora_dir
+        self._first_adapters = tuple(Path(folder).name for folder in folders)
         self._description = {
             "config": args.model_dump(mode="json") | engine.effective,
             "start_seconds": dict(engine.report.phases),
@@ -158,11 +177,22 @@ class FrontedEngine:
     def submit(self, prepared: Prepared, params: SamplingParams | PoolingParams, terms: Terms) -> RequestOutput:
         front = self._engine.front
         options: dict[str, Any] = {"priority": terms.priority, "timeout": terms.timeout, "cache_salt": terms.cache_salt}
+        options["lora_request"] = terms.lora
         if isinstance(params, PoolingParams):
             _, ids, pooling, _, media = front.prepare_encode(prepared.token_ids, params, prepared.media)
             return front.encode(prepared.text, ids, pooling, prepared.second_from, media, streaming=True, **options)
         _, ids, media = front.prepare(prepared.token_ids, params, prepared.media)
         return front.submit(prepared.text, ids, params, streaming=True, media=media, **options)
+
+    @property
+    def first_adapters(self) -> tuple[str, ...]:
+        return self._first_adapters
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        await asyncio.wrap_future(self._engine.backend.call("load_adapter", name, path))
+
+    async def unload_adapter(self, name: str) -> None:
+        await asyncio.wrap_future(self._engine.backend.call("unload_adapter", name))
 
     async def stats(self) -> list[dict[str, Any]]:
         return await self._engine.get_stats_async(_STATS_LIMIT)

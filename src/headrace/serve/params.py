@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from headrace.core.lora import LoRARequest
 from headrace.core.sampling_params import SamplingParams
 
 from .chat_protocol import ChatCompletionRequest
@@ -41,9 +42,9 @@ def chat_params(body: ChatCompletionRequest) -> SamplingParams:
     )
 
 
-def terms(body: Generation, timeout: float | None) -> Terms:
+def terms(body: Generation, timeout: float | None, adapter: LoRARequest | None) -> Terms:
     """``timeout``: seconds."""
-    return Terms(priority=body.priority, cache_salt=body.cache_salt, timeout=timeout)
+    return Terms(priority=body.priority, cache_salt=body.cache_salt, timeout=timeout, lora=adapter)
 
 
 def _most(*wanted: int | None) -> int | None:

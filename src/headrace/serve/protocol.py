@@ -62,7 +62,7 @@ NOT_YET = "not in this version"
 
 MISSING_SAMPLING = (
     Missing("return_context_logits", "logits come from the Python API only; prompt_logprobs is there", (None, False)),
-    Missing("lora_request", f"LoRA is {NOT_YET}"),
+    Missing("lora_request", "name the adapter as the model; POST /v1/load_lora_adapter loads one"),
     Missing("disaggregated_params", f"disaggregated serving is {NOT_YET}"),
     Missing("conversation_params", f"requests are not routed; {NOT_YET}"),
     Missing("agent_hierarchy", f"requests are scheduled one by one, by priority; hierarchies are {NOT_YET}"),
@@ -295,3 +295,18 @@ class DetokenizeRequest(Body):
     model: Text | None = None
     tokens: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 32)]], Field(fail_fast=True)]
     skip_special_tokens: bool = False
+
+
+class LoadAdapterRequest(Body):
+    """Body of /v1/load_lora_adapter."""
+
+    lora_name: Annotated[Text, Field(min_length=1, max_length=256)]
+    """What requests name as their model."""
+    lora_path: Annotated[Text, Field(min_length=1, max_length=4096)]
+    """Folder on the server, in the layout of peft."""
+
+
+class UnloadAdapterRequest(Body):
+    """Body of /v1/unload_lora_adapter."""
+
+    lora_name: Annotated[Text, Field(min_length=1, max_length=256)]

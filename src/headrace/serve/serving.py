@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request
 
+from headrace.core.lora import LoRARequest
+
 from .engine import ServedEngine
 from .errors import ApiError
 from .metrics import Metrics
@@ -35,11 +37,14 @@ class Serving:
     """Set once, by SIGTERM: nothing new is taken."""
     jobs: set[Job] = field(default_factory=set)
     """Requests under way."""
+    adapters: dict[str, int] = field(default_factory=dict)
+    """Adapters that requests may name as their model, and since when: seconds since 1970."""
     started: int = 0
     """Seconds since 1970."""
 
     def __post_init__(self) -> None:
         self.started = self.created
+        self.adapters |= dict.fromkeys(self.engine.first_adapters, self.started)
         self.perf = PerfRecords(self.options.perf_metrics_max_requests)
 
     @property
@@ -47,12 +52,19 @@ class Serving:
         return int(self.wall_time())
 
     def check_model(self, name: str | None) -> str:
-        """The name to answer with. Raises ``ApiError`` for a model that is not served here."""
+        """The name to answer with: of the model, or of an adapter. Raises ``ApiError`` for what is not served here."""
         served = self.options.model_name
+        if name in self.adapters:
+            return str(name)
         if name not in (None, served):
-            message = f"there is no model {name!r} here; this server has {served!r}"
+            there = ", ".join(repr(one) for one in (served, *self.adapters))
+            message = f"there is no model {name!r} here; this server has {there}"
             raise ApiError(404, message, param="model", code="model_not_found")
         return served
+
+    def adapter(self, name: str) -> LoRARequest | None:
+        """What ``check_model`` answers, as the engine takes it."""
+        return LoRARequest(name, 0) if name in self.adapters else None
 
 
 def serving_of(request: Request) -> Serving:

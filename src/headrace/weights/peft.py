@@ -80,7 +80,7 @@ def read_adapter(path: Path) -> PeftAdapter:
     computed here."""
     config_file, tensor_file = path / CONFIG, path / TENSORS
     if not config_file.is_file():
-        raise CheckpointError(f"{path} has no {CONFIG}: give the folder of an adapter in the layout of peft")
+        raise CheckpointError(f"{str(path)!r} has no {CONFIG}: give the folder of an adapter in the layout of peft")
     if not tensor_file.is_file():
         raise CheckpointError(
             f"{path} has no {TENSORS}; an adapter stored otherwise (adapter_model.bin runs code when it is read) is"

@@ -43,7 +43,9 @@ async def chat_completions(body: ChatCompletionRequest, serving: Annotated[Servi
         variables=body.chat_template_kwargs,
     )
     name = f"chatcmpl-{serving.new_id()}"
-    job = Job(serving, [prompt], sampling, terms(body, serving.options.request_timeout), name=name)
+    job = Job(
+        serving, [prompt], sampling, terms(body, serving.options.request_timeout, serving.adapter(model)), name=name
+    )
     answer = _Answer(job, body, serving, model)
     return Events(answer.stream) if body.stream else Whole(answer.whole)
 

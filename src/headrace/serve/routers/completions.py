@@ -32,7 +32,9 @@ async def completions(body: CompletionRequest, serving: Annotated[Serving, Depen
     engine = serving.engine
     prompts = [await engine.prepare(one, add_special_tokens=body.add_special_tokens) for one in body.prompt]
     name = f"cmpl-{serving.new_id()}"
-    job = Job(serving, prompts, sampling, terms(body, serving.options.request_timeout), name=name)
+    job = Job(
+        serving, prompts, sampling, terms(body, serving.options.request_timeout, serving.adapter(model)), name=name
+    )
     answer = _Answer(job, body, serving, model)
     return Events(answer.stream) if body.stream else Whole(answer.whole)
 

@@ -67,24 +67,25 @@ async def show_version() -> Response:
 
 @router.get("/v1/models")
 async def models(serving: Server) -> Response:
-    """The one model that is served."""
-    return _json({"object": "list", "data": [_card(serving)]})
+    """The model that is served, and its adapters."""
+    return _json({"object": "list", "data": [_card(serving, name) for name in (None, *serving.adapters)]})
 
 
 @router.get("/v1/models/{name:path}")
 async def model(name: str, serving: Server) -> Response:
     serving.check_model(name)
-    return _json(_card(serving))
+    return _json(_card(serving, name if name in serving.adapters else None))
 
 
-def _card(serving: Serving) -> dict[str, Any]:
-    return {
-        "id": serving.options.model_name,
+def _card(serving: Serving, adapter: str | None) -> dict[str, Any]:
+    card = {
+        "id": adapter or serving.options.model_name,
         "object": "model",
-        "created": serving.started,
+        "created": serving.started if adapter is None else serving.adapters[adapter],
         "owned_by": "headrace",
         "max_model_len": serving.engine.max_seq_len,
     }
+    return card if adapter is None else card | {"parent": serving.options.model_name}
 
 
 @router.get("/server_info")
