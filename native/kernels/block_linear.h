@@ -17,27 +17,28 @@ struct RoundedBlock {
 // Rounds `n` values, with zeros behind them.
 template <class T>
 void round_block(const T* x, int64_t n, int level_offset, bool in_halves, RoundedBlock& block) {
+    constexpr int vecs = int(block_values) / Vec::lanes;
     alignas(64) float values[block_values];
-    Vec largest = Vec::zero(), odd = Vec::zero();
-    for (int64_t i = 0; i < block_values; i += Vec::lanes) {
-        const int64_t left = n - i;
-        const Vec part = left >= Vec::lanes ? Vec::load(x + i) : left > 0 ? Vec::load(x + i, int(left)) : Vec::zero();
-        largest = Vec::max(largest, Vec::max(part, Vec::zero() - part));
-        odd = Vec::fma(part, Vec::zero(), odd);  // NaN where x is not finite
-        part.store(values + i);
+    Vec parts[vecs], largest = Vec::zero(), odd = Vec::zero();
+    for (int v = 0; v < vecs; ++v) {
+        const int64_t i = v * Vec::lanes, left = n - i;
+        parts[v] = left >= Vec::lanes ? Vec::load(x + i) : left > 0 ? Vec::load(x + i, int(left)) : Vec::zero();
+        largest = Vec::max(largest, Vec::max(parts[v], Vec::zero() - parts[v]));
+        odd = Vec::fma(parts[v], Vec::zero(), odd);  // NaN where x is not finite
     }
     const float size = largest.largest(), not_finite = odd.sum();
     const bool is_zero = !(size >= 0x1p-100f) || not_finite != 0.0f;
     const Vec factor = Vec::all(is_zero ? 0.0f : 127.0f / size);
-    for (int64_t i = 0; i < block_values; i += Vec::lanes)
-        (is_zero ? Vec::zero() : Vec::nearest(Vec::load(values + i) * factor)).store(values + i);
+    Vec sums[2] = {Vec::zero(), Vec::zero()};  // of halves; whole numbers, so exact
+    for (int v = 0; v < vecs; ++v) {
+        const Vec numbers = is_zero ? Vec::zero() : Vec::nearest(parts[v] * factor);
+        sums[v * 2 / vecs] = sums[v * 2 / vecs] + numbers;
+        numbers.store(values + v * Vec::lanes);
+    }
     for (int64_t i = 0; i < block_values; ++i) block.numbers[i] = int8_t(int32_t(values[i]));
-    int32_t first = 0, second = 0;
-    for (int64_t i = 0; i < block_values / 2; ++i) first += block.numbers[i];
-    for (int64_t i = block_values / 2; i < block_values; ++i) second += block.numbers[i];
+    const float first = in_halves ? sums[0].sum() : (sums[0] + sums[1]).sum(), second = in_halves ? sums[1].sum() : 0.0f;
     const float scale = not_finite != 0.0f ? not_finite : is_zero ? 0.0f : size / 127.0f;
-    if (!in_halves) first += second;
-    block.scales = {{level_offset * first, level_offset * second}, scale, {scale * float(first), scale * float(second)}, {}};
+    block.scales = {{level_offset * int32_t(first), level_offset * int32_t(second)}, scale, {scale * first, scale * second}, {}};
 }
 
 // x packed for a block of rows: for each block of k, for each unit of it the 4 numbers of all rows, then their scales.
