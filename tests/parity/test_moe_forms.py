@@ -13,6 +13,8 @@ from harness import ModelRun
 from safetensors.torch import load_file, save_file
 
 from headrace.core.errors import ModelError
+from headrace.eval.parity import measure
+from headrace.eval.references import open_reference, vocab_size
 from headrace.eval.tiny import make, random_prompts, randomise, save
 from headrace.weights.checkpoint import open_checkpoint
 
@@ -47,6 +49,9 @@ def test_llama4_out_of_a_checkpoint_with_a_vision_tower(tmp_path: Path, caplog: 
     want = model(input_ids=torch.tensor([prompt])).logits[0].log_softmax(-1)
     assert (ModelRun(folder).logprobs(prompt) - want).abs().max() < 5e-4
     assert "text only" in caplog.text
+    reference, _ = open_reference(folder)
+    assert vocab_size(reference) == text["vocab_size"]
+    assert measure("llama4", folder, reference, [prompt], num_threads=1).holds()
 
 
 def test_gpt_oss_in_mxfp4_is_the_model_of_its_values(tmp_path: Path) -> None:

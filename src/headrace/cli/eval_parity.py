@@ -48,8 +48,7 @@ def eval_parity(
         if remark:
             console.note(remark)
         console.note(f"{name} ...")
-        vocab_size = reference.config.vocab_size
-        given = _pieces(folder, text, lengths) if text is not None else _random(vocab_size, lengths)
+        given = _pieces(folder, text, lengths) if text is not None else _random(reference, lengths)
         found.append(measure(name, folder, reference, given, output_len, **args))
     if json:
         console.print_json([dataclasses.asdict(one) | {"holds": one.holds(tolerance)} for one in found])
@@ -85,10 +84,11 @@ def _tiny(asked: str) -> Iterator[Case]:
             yield name, tiny.save(reference, Path(folder)), reference, ""
 
 
-def _random(vocab_size: int, lengths: list[int]) -> list[list[int]]:
+def _random(reference: Any, lengths: list[int]) -> list[list[int]]:
+    from headrace.eval.references import vocab_size
     from headrace.eval.tiny import random_prompts
 
-    return random_prompts(vocab_size, lengths)
+    return random_prompts(vocab_size(reference), lengths)
 
 
 def _pieces(folder: Path, text: Path, lengths: list[int]) -> list[list[int]]:

@@ -110,4 +110,7 @@ def _layers(group: CacheGroup, lengths: Sequence[int]) -> Layers:
     held = tuple(spec.peak_blocks(length, 1) * group.block_bytes for length in lengths)
     every = BLOCK_TOKENS if spec.resumes_inside else KvCacheConfig().state_checkpoint_interval
     reusable = tuple((length // every + (not spec.resumes_inside)) * group.block_bytes for length in lengths)
+    if not spec.of_tokens:
+        # Of pictures, not of tokens: a sequence without one has none.
+        reusable = (0,) * len(lengths)
     return Layers(kind(spec), len(group.layers), held, reusable)

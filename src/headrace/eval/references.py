@@ -20,7 +20,7 @@ from headrace.weights.safetensors import SafetensorsCheckpoint
 
 from .decilm_reference import DeciLM
 
-__all__ = ["DeciLM", "RewardModel", "open_reference", "rows", "transformers"]
+__all__ = ["DeciLM", "RewardModel", "open_reference", "rows", "transformers", "vocab_size"]
 
 _SHARD = 1 << 30
 
@@ -43,6 +43,13 @@ def rows(reference: Any, token_ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         logits = reference(torch.tensor([token_ids])).logits
     return logits.reshape(-1, logits.shape[-1]).float()
+
+
+def vocab_size(reference: Any) -> int:
+    """Of its text model, where it has parts."""
+    config = reference.config
+    found: int = (config.get_text_config() if hasattr(config, "get_text_config") else config).vocab_size
+    return found
 
 
 def open_reference(path: Path) -> tuple[Any, str]:
