@@ -61,7 +61,7 @@ QUANTISED = {
     "gpt-oss-kv-fp8": ("gpt-oss-window-40-odd", Numbers(kv="fp8")),
     "llama4-kv-int8": ("llama4-chunk-40-odd", Numbers(kv="int8")),
     "deepseek-v3-kv-fp8": ("deepseek-v3", Numbers(kv="fp8")),
-    "nemotron-h-kv-int8": ("nemotron-h", Numbers("int8", kv="int8")),
+    "nemotron-h-kv-int8": ("nemotron-h-experts", Numbers("int8", kv="int8")),
 }
 """A variant, and numbers of few bits: of weights; of a cache that keeps everything, a window, chunks, latent vectors,
 or keys beside states."""
