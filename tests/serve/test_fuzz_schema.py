@@ -17,6 +17,7 @@ from serving_rig import Running
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 POSTS = (
     *("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"),
+    *("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
     *("/v1/embeddings", "/v1/classify", "/v1/score", "/v1/rerank", "/pooling"),
 )
 GETS = (
