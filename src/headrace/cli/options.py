@@ -15,7 +15,7 @@ import typer
 from headrace.cli.settings import gather, parse_yaml
 from headrace.core.errors import ConfigError, RequestError
 from headrace.core.features import MISSING_SAMPLING
-from headrace.core.sampling_params import SamplingParams
+from headrace.core.sampling_params import SamplingParams, Width
 
 DEFAULT_MODEL = "smollm2"
 _ENGINE = "Engine"
@@ -48,6 +48,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 _KINDS: dict[Any, Kind] = {
+    tuple[Width, ...]: Kind(list[int] | None, "N", tuple),
     bool: Kind(bool | None, "", _as_it_is),
     int: Kind(int | None, "N", _as_it_is),
     float: Kind(float | None, "X", _as_it_is),

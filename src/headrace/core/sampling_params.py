@@ -94,7 +94,7 @@ class SamplingParams(BaseModel):
     """Times the rank of a beam (0: the best), added to the sum of its children where children compete."""
     length_penalty: Annotated[float, Field(ge=-50.0, le=50.0)] | None = None
     """Outputs are compared by the sum of their logprobs over their length to the power of this; None: 0."""
-    early_stopping: int | None = None
+    early_stopping: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)] | None = None
     """1 or None: stop when best_of outputs have ended; 0: when no beam, at its length now, is better than the worst of
     them; another number: when none can become better."""
 

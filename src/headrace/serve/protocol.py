@@ -202,7 +202,7 @@ class Generation(Body):
     beam_width_array: Annotated[list[Annotated[int, Field(ge=1, le=128)]], FEW_ITEMS] | None = None
     beam_search_diversity_rate: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
     length_penalty: Annotated[float, Field(ge=-50.0, le=50.0)] | None = None
-    early_stopping: bool | int | None = None
+    early_stopping: bool | Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)] | None = None
 
     def guided(self) -> GuidedDecodingParams | None:
         """What the text must look like, whichever field says so."""
