@@ -173,7 +173,9 @@ def test_a_running_sequence_keeps_its_prefix() -> None:
 
 def test_a_colliding_key_costs_a_hit_and_never_an_answer() -> None:
     manager = cache()
-    manager.index = PrefixIndex(group_layers([FULL]), manager.pool, True, key_of=lambda parent, tokens: b"same")
+    manager.index = PrefixIndex(
+        group_layers([FULL]), manager.pool, manager.tiers, True, key_of=lambda parent, tokens: b"same"
+    )
     manager.retire(run(manager, text(64)))
     assert manager.lookup(None, text(65), 64).length == 32, "the second block's key was taken"
     assert manager.lookup(None, text(65, 500), 64).length == 0

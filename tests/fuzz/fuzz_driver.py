@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from sim_rig import EOS, STOP, Rig, RigConfig, full, in_chunks, sliding, state
 
+from headrace.cache.arena import TierSizes
 from headrace.cache.manager import CacheOptions
 from headrace.core.pooling import Pooling
 from headrace.core.request import Request
@@ -70,12 +72,25 @@ def random_beams(rng: random.Random, n_slots: int) -> dict[str, object]:
     return options | {"best_of": width}
 
 
+def with_tiers(config: RigConfig, rng: random.Random) -> RigConfig:
+    """With tiers below the arena, where there is something to keep."""
+    if not (config.specs and config.cache.block_reuse):
+        return config
+    host = rng.choice((0, 0, 2, 5, 30))
+    disk = rng.choice((0, 5, 50)) if host else 0
+    return replace(config, cache=replace(config.cache, tiers=TierSizes(host, disk)))
+
+
 class FuzzRig(Rig):
     """A rig with a library of prompts that share beginnings, and random acts."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        super().__init__(random_config(self.rng))
+        config = random_config(self.rng)
+        tiers = random.Random(seed)
+        super().__init__(with_tiers(config, tiers))
+        if tiers.random() < 0.3:
+            self.executor.disk_fails = lambda: tiers.random() < 0.1
         # Short prompts with long outputs outgrow the cache together; long prompts share and are chunked.
         self._outgrows = self.rng.random() < 0.35
         self._library = [[self.rng.randrange(2, 8) for _ in range(200)] for _ in range(2)]

@@ -94,6 +94,8 @@ class Scenario:
     """Every prompt is encoded as well, beside its own continuation."""
     adapters: bool = False
     """Of three requests, two have an adapter each and one has none; the plain run has them as well."""
+    returns: int = 0
+    """The beginning that prompts share has been there before, and so many others have taken its place in the cache."""
     tight: bool = False
     """Too little cache for all."""
     drafts_by: str = ""
@@ -127,6 +129,18 @@ def _reuse(s: Scenario) -> None:
 
 def _partial(s: Scenario) -> None:
     s.cache |= {"enable_block_reuse": True, "enable_partial_reuse": True}
+
+
+def _host_cache(s: Scenario) -> None:
+    s.cache |= {"enable_block_reuse": True, "host_cache_size": s.cache.get("host_cache_size", 1 << 28)}
+    s.tight, s.returns = True, max(s.returns, 3)
+
+
+def _disk_cache(s: Scenario) -> None:
+    """The host tier has as little room as can be, so that most goes on to the disk."""
+    s.cache |= {"enable_block_reuse": True, "host_cache_size": 1}
+    s.cache |= {"disk_cache_size": 1 << 28, "disk_cache_path": tempfile.gettempdir()}
+    s.tight, s.returns = True, 8
 
 
 def _preemption(s: Scenario) -> None:
@@ -256,6 +270,8 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "chunked_prefill": _chunks,
     "kv_reuse": _reuse,
     "partial_reuse": _partial,
+    "host_cache": _host_cache,
+    "disk_cache": _disk_cache,
     "preemption": _preemption,
     "overlap": _overlap,
     "graph": _graph,
@@ -364,6 +380,8 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
     args = scenario.args | _drafting(scenario, model, work, plain)
     adapters = _adapters(model) if scenario.adapters else (None,)
     with LLM(model, dtype="float32", num_threads=1, kv_cache_config=cache, **args) as llm:
+        if scenario.returns:
+            _fill_tiers(llm, work, scenario.returns)
         strangers = _start_strangers(llm, work) if scenario.strangers else []
         requests = []
         for index in range(len(work.prompts)):
@@ -455,6 +473,19 @@ def _sampling(scenario: Scenario, work: Work, index: int) -> SamplingParams:
         options |= {"use_beam_search": True, "best_of": 3, "n": 2, "length_penalty": 0.5}
         options |= {"early_stopping": index % 3, "beam_search_diversity_rate": 0.3 if index % 4 else None}
     return SamplingParams(**options)
+
+
+def _fill_tiers(llm: LLM, work: Work, n_others: int) -> None:
+    """Two blocks that long prompts begin with, and then others until those have had to make room."""
+    rng = random.Random(7)
+    once = SamplingParams(max_tokens=1)
+    for prompt in {tuple(prompt[:65]): None for prompt in work.prompts if len(prompt) > 65}:
+        llm.generate(list(prompt), once)
+    for n_done in range(60):
+        if n_done >= n_others and llm.get_stats()[-1]["witnesses"]["blocks_spilled"] >= 5 * (n_others - 3):
+            return
+        llm.generate([rng.randrange(3, 300) for _ in range(work.tight_cache_tokens - 40)], once)
+    raise AssertionError("what was to make room is still in the host tier")
 
 
 def _start_strangers(llm: LLM, work: Work) -> list[RequestOutput]:

@@ -275,7 +275,8 @@ class Rig:
         self.manager.evict_all()
         self.manager.check_integrity()
         assert self.manager.pool.n_open == self.manager.layout.n_sectors - 1
-        assert self.manager.index.n_entries == 0
+        tiers = self.config.cache.tiers
+        assert bool(self.manager.index.n_entries) <= bool(tiers.host)
 
     def _sequences(self) -> list:
         return [seq for of in self.scheduler._requests.values() for seq in of.values()]
@@ -291,7 +292,9 @@ class Rig:
 
     def _check_plan(self, plan: StepPlan) -> None:
         options = self.config.scheduler
-        assert 0 < plan.n_rows <= options.max_num_tokens
+        assert plan.moves or plan.works
+        assert bool(plan.works) == bool(plan.n_rows)
+        assert plan.n_rows <= options.max_num_tokens
         slots = [work.slot for work in plan.works]
         assert len(slots) == len(set(slots)) <= options.max_batch_size
         assert all(work.n_tokens > 0 and work.end <= options.max_seq_len for work in plan.works)

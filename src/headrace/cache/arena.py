@@ -59,6 +59,27 @@ NO_ARENA = ArenaLayout(_ALIGNMENT, 1, ())
 """For a model that keeps no past: the null sector."""
 
 
+@dataclass(frozen=True, slots=True)
+class TierSizes:
+    """Sectors of the tiers below the arena; 0: there is no such tier."""
+
+    host: int = 0
+    disk: int = 0
+
+
+NO_TIERS = TierSizes()
+
+
+def tier_layout(arena: ArenaLayout, n_sectors: int) -> ArenaLayout:
+    """A tier of ``n_sectors`` sectors, cut as those of the arena are."""
+    return replace(arena, n_sectors=1 + n_sectors)
+
+
+def tier_sectors(arena: ArenaLayout, n_bytes: int) -> int:
+    """Sectors of a tier of ``n_bytes``: rounded up to whole ones, and to two for each group."""
+    return max(2 * len(arena.groups), -(-n_bytes // arena.sector_bytes)) if n_bytes else 0
+
+
 def plan_arena(groups: Sequence[CacheGroup], budget_bytes: int) -> ArenaLayout:
     """The largest arena within ``budget_bytes``. Raises ``ConfigError`` if none fits beside the null sector."""
     layout = _cut_sector(groups)

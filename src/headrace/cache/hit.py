@@ -12,6 +12,7 @@ from .cross import CrossHit
 
 if TYPE_CHECKING:
     from .prefix_index import Node
+    from .tiers import Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,9 @@ class Hit:
     first: list[int]
     """Number of the first block that each group still reads."""
     blocks: list[list[int]]
-    """Whole blocks to be shared, by group, from number ``first[group]`` on."""
+    """Whole blocks to be shared, by group, from number ``first[group]`` on; 0 for one that is in a tier below."""
+    path: list[Node]
+    """Entries of the whole blocks."""
     source: Node | None
     node: Node | None
     """Entry of the last whole block (or the root)."""
@@ -37,6 +40,21 @@ class Hit:
     """What is there of the request's media; None: it has none."""
 
     @property
+    def n_below(self) -> list[int]:
+        """Whole blocks of each group that have to be brought back to the arena."""
+        return [row.count(0) for row in self.blocks]
+
+    def below(self) -> list[Kept]:
+        """Those blocks, by group, in order."""
+        kept = [
+            self.path[first + place].kept[group]
+            for group, (first, row) in enumerate(zip(self.first, self.blocks, strict=True))
+            for place, block in enumerate(row)
+            if not block
+        ]
+        return [one for one in kept if one is not None]
+
+    @property
     def partial_tokens(self) -> int:
         """Tokens that come from the copied block."""
         return self.length - self.n_whole * BLOCK_TOKENS
@@ -44,4 +62,4 @@ class Hit:
 
 def no_hit(identity: str | None, n_groups: int, miss: MissReason | None) -> Hit:
     """Nothing found, or nothing looked for."""
-    return Hit(identity, 0, 0, [0] * n_groups, [[] for _ in range(n_groups)], None, None, None, miss)
+    return Hit(identity, 0, 0, [0] * n_groups, [[] for _ in range(n_groups)], [], None, None, None, miss)

@@ -14,15 +14,16 @@ from headrace.core.media import EncodedMedia
 from headrace.core.outputs import MissReason
 from headrace.core.plan import BLOCK_TOKENS, BlockCopy, BlockUpdate
 
-from .arena import NULL_BLOCK, ArenaLayout
+from .arena import NO_TIERS, NULL_BLOCK, ArenaLayout, TierSizes
 from .cross import CrossCache
 from .groups import CacheGroup
 from .hit import Hit, no_hit
 from .lease import BlockLease
 from .no_index import NoIndex
 from .pool import BlockPool
-from .prefix_index import PrefixIndex
+from .prefix_index import Node, PrefixIndex
 from .specs import blocks_of
+from .tiers import MoveBatch, Tiers
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class CacheOptions:
     """A prefix that ends inside a block is copied, if every group can go on from there."""
     checkpoint_tokens: int = 64
     """Recurrent states are kept for others where a multiple of these tokens ends, and at the end of a sequence."""
+    tiers: TierSizes = NO_TIERS
+    """Where blocks go that have to make room; it takes block_reuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Placement:
     """Holds the blocks that are copied from; let go of when the copying step is applied."""
     encodes: bool
     """The sequence's media are to be encoded into its blocks before it computes."""
+    cached_tokens: dict[str, int]
+    """Tokens that were not computed, by the tier that they were found in: device, host, disk."""
 
 
 class CacheManager:
@@ -63,8 +68,12 @@ class CacheManager:
         self._checkpoint_blocks = options.checkpoint_tokens // BLOCK_TOKENS
         self._partial_reuse = options.partial_reuse and all(spec.resumes_inside for spec in self._specs)
         self.pool = BlockPool(layout)
+        self.counters: Counter[str] = Counter(
+            blocks_freed_out_of_window=0, reused_blocks=0, missed_blocks=0, partial_reuse_tokens=0, reused_media=0
+        )
+        self.tiers = Tiers(layout, options.tiers, lambda kept: self.index.lost(kept), self.counters)
         self.index = (
-            PrefixIndex(of_tokens, self.pool, self._partial_reuse)
+            PrefixIndex(of_tokens, self.pool, self.tiers, self._partial_reuse)
             if options.block_reuse and groups
             else NoIndex(self._n_token_groups)
         )
@@ -75,27 +84,40 @@ class CacheManager:
         """Times that blocks were let go: what did not fit fits no better until this has moved."""
         self.n_limbo = 0
         """Leases whose sequence has let go, held by steps in flight: their blocks come back soon."""
-        self.counters: Counter[str] = Counter(
-            blocks_freed_out_of_window=0, reused_blocks=0, missed_blocks=0, partial_reuse_tokens=0, reused_media=0
-        )
 
     # Asking: nothing changes.
 
-    def lookup(self, identity: str | None, tokens: Sequence[int], limit: int, media: EncodedMedia | None = None) -> Hit:
+    def lookup(
+        self,
+        identity: str | None,
+        tokens: Sequence[int],
+        limit: int,
+        media: EncodedMedia | None = None,
+        *,
+        with_disk: bool = False,
+    ) -> Hit:
         """The longest reusable prefix of ``tokens``, at most ``limit`` tokens long, under ``identity`` (the salt); and
-        what is there of ``media``."""
+        what is there of ``media``.
+
+        ``with_disk``: with what would have to be fetched first, if ``must_fetch`` says so.
+        """
         cross = self.cross.lookup(identity, media)
         if limit <= 0:
             miss = MissReason.PROMPT_LOGPROBS if len(tokens) > 1 else None
             return replace(no_hit(identity, self._n_token_groups, miss), cross=cross)
         if not self._partial_reuse:
             limit -= limit % BLOCK_TOKENS
-        hit = self.index.lookup(identity, tokens, limit)
+        hit = self.index.lookup(identity, tokens, limit, with_disk=with_disk)
         return hit if cross is None else replace(hit, cross=cross)
+
+    @staticmethod
+    def must_fetch(hit: Hit) -> bool:
+        """True if some of it is on disk, or on its way from there: it cannot be placed yet."""
+        return not all(kept.is_ready for kept in hit.below())
 
     def can_place(self, hit: Hit, end: int) -> bool:
         """True if a sequence could get the blocks of ``hit`` and new ones up to position ``end``."""
-        new = self._with_media([blocks_of(end) - hit.n_whole] * self._n_token_groups, hit)
+        new = self._with_media([blocks_of(end) - hit.n_whole + n_below for n_below in hit.n_below], hit)
         return self.pool.fits(new) and self.pool.fits(new, self._to_be_pinned(hit))
 
     def furthest_place(self, hit: Hit, end: int) -> int:
@@ -109,8 +131,8 @@ class CacheManager:
     def can_hold(self, hit: Hit, length: int, rows: int) -> bool:
         """True if ``length`` tokens could be computed now, at most ``rows`` at a time, if nobody else took more."""
         new = [
-            max(1, spec.peak_blocks(length, rows) - (hit.n_whole - first))
-            for spec, first in zip(self._specs[: self._n_token_groups], hit.first, strict=True)
+            max(1, spec.peak_blocks(length, rows) - (hit.n_whole - first)) + n_below
+            for spec, first, n_below in zip(self._specs[: self._n_token_groups], hit.first, hit.n_below, strict=True)
         ]
         new = self._with_media(new, hit)
         return self.pool.fits(new) and self.pool.fits(new, self._to_be_pinned(hit))
@@ -158,7 +180,7 @@ class CacheManager:
         blocks = [(group, block) for group, row in enumerate(hit.blocks) for block in row]
         if hit.source is not None:
             blocks.extend(enumerate(hit.source.blocks))
-        return blocks
+        return [(group, block) for group, block in blocks if block != NULL_BLOCK]
 
     def _to_be_pinned(self, hit: Hit) -> list[tuple[int, int]]:
         return self._pinned_by(hit) + self.cross.blocks(None if hit.cross is None else hit.cross.entry)
@@ -166,24 +188,29 @@ class CacheManager:
     # Doing.
 
     def place(self, slot: int, hit: Hit, tokens: Sequence[int], end: int) -> Placement:
-        """Blocks for a sequence that resumes at ``hit`` and computes up to ``end``. Ask ``can_place`` first."""
+        """Blocks for a sequence that resumes at ``hit`` and computes up to ``end``. Ask ``can_place`` first, and
+        ``must_fetch``."""
+        below = hit.below()
+        source_below = [] if hit.source is None else [kept for kept in hit.source.kept if kept is not None]
+        self.tiers.claim([*below, *source_below])
         for group, block in self._pinned_by(hit):
             self._pin(group, block)
         found = None if hit.cross is None else hit.cross.entry
         if found is not None:
             self.cross.pin(found)
             self.counters["reused_media"] += 1
-        sources = None
-        if hit.source is not None:
-            sources = self._register(
-                BlockLease(hit.identity, list(hit.first), [deque((block,)) for block in hit.source.blocks], 1)
-            )
-        new = self._take(self._with_media([blocks_of(end) - hit.n_whole] * self._n_token_groups, hit))
+        sources = None if hit.source is None else self._hold_source(hit.identity, hit.first, hit.source)
+        cached_tokens = _by_tier(hit)
+        n_new = blocks_of(end) - hit.n_whole
+        new = self._take(self._with_media([n_new + n_below for n_below in hit.n_below], hit))
         encodes = hit.cross is not None and found is None
         media = self.cross.enter(hit.cross, new) if hit.cross is not None and found is None else found
         new = new[: self._n_token_groups]
-        copies = () if hit.source is None else self._copies(hit.source.blocks, [row[0] for row in new])
-        held = [deque(old + fresh) for old, fresh in zip(hit.blocks, new, strict=True)]
+        for kept in source_below:
+            self.tiers.onboard(kept, new[kept.group][-n_new])
+            self.tiers.release(kept)
+        copies = () if hit.source is None else self._copies(hit.source.blocks, [row[-n_new] for row in new])
+        held = [deque(self._whole_blocks(hit, group, row, n_new)) for group, row in enumerate(new)]
         lease = self._register(BlockLease(hit.identity, list(hit.first), held, blocks_of(end)))
         lease.node, lease.n_indexed, lease.n_found, lease.media = hit.node, hit.n_whole, hit.n_whole, media
         self.index.announce(lease, tokens)
@@ -193,11 +220,60 @@ class CacheManager:
         )
         if media is not None:
             updates += tuple(BlockUpdate(slot, group, 0, row) for group, row in media.blocks.items())
-        return Placement(lease, updates, copies, sources, encodes)
+        return Placement(lease, updates, copies, sources, encodes, cached_tokens)
 
-    @staticmethod
-    def _copies(sources: Sequence[int], targets: Sequence[int]) -> tuple[BlockCopy, ...]:
-        return tuple(BlockCopy(group, *pair) for group, pair in enumerate(zip(sources, targets, strict=True)))
+    def _hold_source(self, identity: str | None, first: list[int], source: Node) -> BlockLease:
+        blocks = [deque((block,) if block else ()) for block in source.blocks]
+        return self._register(BlockLease(identity, list(first), blocks, 1))
+
+    def _whole_blocks(self, hit: Hit, group: int, new: list[int], n_new: int) -> list[int]:
+        """All blocks of a group, from ``first`` on: those of the hit, some of them brought back to the first of
+        ``new``, and the last ``n_new`` of those."""
+        back = iter(new)
+        row = []
+        for number, block in enumerate(hit.blocks[group], hit.first[group]):
+            node = hit.path[number]
+            kept = node.kept[group]
+            if block or kept is None:
+                row.append(block)
+                continue
+            row.append(next(back))
+            self.tiers.onboard(kept, row[-1])
+            self.index.adopt(node, group, row[-1])
+        return row + new[len(new) - n_new :]
+
+    def _copies(self, sources: Sequence[int], targets: Sequence[int]) -> tuple[BlockCopy, ...]:
+        pairs = enumerate(zip(sources, targets, strict=True))
+        after = self.tiers.n_moves
+        return tuple(BlockCopy(group, src, dst, after=after) for group, (src, dst) in pairs if src != NULL_BLOCK)
+
+    # Tiers.
+
+    def fetch(self, hit: Hit) -> bytes | None:
+        """Starts to bring what of ``hit`` is on disk to the host. What to wait for (see ``take_resolved``), or None if
+        there is no room for any of it now."""
+        # Should there not be room for all, what has come is a beginning in every group.
+        below = sorted(hit.below(), key=lambda kept: kept.node.depth)
+        ready = [kept for kept in below if kept.is_ready]
+        self.tiers.claim(ready)
+        arrival = self.tiers.fetch([kept for kept in below if not kept.is_ready])
+        for kept in reversed(ready):
+            self.tiers.release(kept)
+        return arrival
+
+    def take_moves(self) -> MoveBatch:
+        """The moves that have come up while a step was planned: it takes them along. ``settle`` them when it lands."""
+        return self.tiers.take()
+
+    def settle(self, batch: MoveBatch, failed: Sequence[int]) -> None:
+        """A step has landed; ``failed``: places of those of its moves that were not made."""
+        if batch.watched:
+            self.tiers.settle(batch, failed)
+            self.n_given_back += 1
+
+    def take_resolved(self) -> list[bytes]:
+        """What need not be waited for any more, since the last call: blocks of others, and fetches."""
+        return self.index.take_resolved() + self.tiers.take_landed()
 
     def fork(self, slot: int, parent: BlockLease, computed: int) -> Placement | None:
         """Blocks for a sequence that goes on where ``parent``'s is, ``computed`` tokens on: it shares those that are
@@ -223,14 +299,14 @@ class CacheManager:
             for group, row in enumerate(held)
         )
         copies = tuple(
-            BlockCopy(group, parent.block_at(group, n_whole), block, from_running=True)
+            BlockCopy(group, parent.block_at(group, n_whole), block, from_running=True, after=self.tiers.n_moves)
             for group, row in enumerate(new)
             for block in row
         )
         if lease.media is not None:
             self.cross.pin(lease.media)
             updates += tuple(BlockUpdate(slot, group, 0, row) for group, row in lease.media.blocks.items())
-        return Placement(lease, updates, copies, None, encodes=False)
+        return Placement(lease, updates, copies, None, encodes=False, cached_tokens={})
 
     def grow(self, slot: int, lease: BlockLease, end: int) -> list[BlockUpdate]:
         """Blocks up to position ``end``. Ask ``rows_that_fit`` first."""
@@ -384,6 +460,7 @@ class CacheManager:
             "reusedBlocks": reused,
             "missedBlocks": missed,
             "cacheHitRate": reused / (reused + missed) if reused + missed else 0.0,
+            **self.tiers.stats(),
         }
 
     @property
@@ -426,3 +503,19 @@ class CacheManager:
             for block, count in enumerate(pins):
                 if count > 1 and not cached[block] and shared[group, block] < count:
                     raise IntegrityError(f"block {block} of group {group} is in {count} hands and not in the index")
+
+
+def _by_tier(hit: Hit) -> dict[str, int]:
+    """Tokens of a hit by the lowest tier that a block of theirs is in."""
+    tiers = ["device"] * (hit.n_whole + 1)
+    for number, node in enumerate(hit.path):
+        for group, first in enumerate(hit.first):
+            kept = node.kept[group]
+            if kept is not None and number >= first and tiers[number] != "disk":
+                tiers[number] = "disk" if kept.from_disk else "host"
+    if hit.source is not None and any(hit.source.kept):
+        tiers[-1] = "disk" if any(kept is not None and kept.from_disk for kept in hit.source.kept) else "host"
+    found = dict.fromkeys(("device", "host", "disk"), 0)
+    for number, tier in enumerate(tiers):
+        found[tier] += BLOCK_TOKENS if number < hit.n_whole else hit.partial_tokens
+    return found

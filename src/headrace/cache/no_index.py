@@ -13,6 +13,7 @@ from .lease import BlockLease
 
 if TYPE_CHECKING:
     from .prefix_index import Node
+    from .tiers import Kept
 
 
 class NoIndex:
@@ -25,7 +26,7 @@ class NoIndex:
     def __init__(self, n_groups: int) -> None:
         self._n_groups = n_groups
 
-    def lookup(self, identity: str | None, tokens: Sequence[int], limit: int) -> Hit:
+    def lookup(self, identity: str | None, tokens: Sequence[int], limit: int, *, with_disk: bool) -> Hit:
         return no_hit(identity, self._n_groups, MissReason.DISABLED)
 
     def extend(self, lease: BlockLease, tokens: Sequence[int], n_blocks: int) -> None:
@@ -39,6 +40,12 @@ class NoIndex:
 
     def take_resolved(self) -> list[bytes]:
         return []
+
+    def adopt(self, node: Node, group: int, block: int) -> None:
+        raise IntegrityError(f"block {block} of group {group} comes back to an index that keeps nothing")
+
+    def lost(self, kept: Kept) -> None:
+        raise IntegrityError("a block of a tier is lost, but nothing is kept")
 
     def busy(self, group: int, block: int) -> None:
         raise IntegrityError(f"block {block} of group {group} counts as cached, but nothing is kept")

@@ -2,7 +2,8 @@
 
 A tree of blocks of 32 tokens, one tree per salt. An entry's key is a chained hash of its parent's key and its tokens; a
 match is only believed if parent and tokens are the same as well, so a collision costs a hit and never an answer. An
-entry has one block per cache group, or none in groups whose window has moved on.
+entry has one block per cache group, or none in groups whose window has moved on. A block may have gone to a tier below
+the arena (``tiers``); it still counts, and comes back when it is used.
 
 Every block here that no lease pins can be given up. The order is: blocks that a sequence let fall out of its window,
 then the least recently used, and of one use the deepest first, so that chains shrink from their ends.
@@ -26,6 +27,7 @@ from .hit import Hit
 from .lazy_heap import LazyHeap
 from .lease import BlockLease
 from .pool import BlockPool
+from .tiers import Kept, Tiers
 
 _pack_block = struct.Struct(f"<{BLOCK_TOKENS}q").pack
 _EVICTED_KEYS_KEPT = 4096
@@ -40,7 +42,18 @@ def chain_key(parent_key: bytes, tokens: tuple[int, ...]) -> bytes:
 class Node:
     """One entry: 32 tokens after its parent's, and the blocks that hold them."""
 
-    __slots__ = ("alive", "blocks", "child_tokens", "children", "depth", "idle_since", "key", "parent", "tokens")
+    __slots__ = (
+        "alive",
+        "blocks",
+        "child_tokens",
+        "children",
+        "depth",
+        "idle_since",
+        "kept",
+        "key",
+        "parent",
+        "tokens",
+    )
 
     def __init__(self, parent: Node | None, key: bytes, tokens: tuple[int, ...], n_groups: int) -> None:
         self.parent = parent
@@ -49,6 +62,8 @@ class Node:
         self.depth = 0 if parent is None else parent.depth + 1
         """Blocks from the start to the end of this one."""
         self.blocks = [_NO_BLOCK] * n_groups
+        self.kept: list[Kept | None] = [None] * n_groups
+        """Blocks of groups that have none in the arena, if they are in a tier below."""
         self.idle_since: list[tuple[bool, int, int] | None] = [None] * n_groups
         """Key in the queue of victims, for each block that nobody pins."""
         self.children: list[Node] = []
@@ -64,11 +79,13 @@ class PrefixIndex:
         self,
         groups: Sequence[CacheGroup],
         pool: BlockPool,
+        tiers: Tiers,
         partial_reuse: bool,
         key_of: Callable[[bytes, tuple[int, ...]], bytes] = chain_key,
     ) -> None:
         self._specs = [group.spec for group in groups]
         self._pool = pool
+        self._tiers = tiers
         self._partial_reuse = partial_reuse
         self._key_of = key_of
         self._nodes: dict[bytes, Node] = {}
@@ -84,9 +101,12 @@ class PrefixIndex:
 
     # Looking up. Nothing changes here.
 
-    def lookup(self, identity: str | None, tokens: Sequence[int], limit: int) -> Hit:
-        """The longest prefix of ``tokens``, at most ``limit`` tokens, at which every group can resume."""
-        path, runs, key = self._walk(identity, tokens, limit)
+    def lookup(self, identity: str | None, tokens: Sequence[int], limit: int, *, with_disk: bool) -> Hit:
+        """The longest prefix of ``tokens``, at most ``limit`` tokens, at which every group can resume.
+
+        ``with_disk``: what is on disk, or on its way from there, counts as well.
+        """
+        path, runs, key = self._walk(identity, tokens, limit, with_disk)
         root = self._roots.get(identity)
         n_known = len(path)
         for n_whole in range(n_known, -1, -1):
@@ -99,10 +119,10 @@ class PrefixIndex:
         blocks = [[node.blocks[g] for node in path[from_:n_whole]] for g, from_ in enumerate(first)]
         awaited = self._awaited(key, n_known * BLOCK_TOKENS, limit)
         miss = self._miss(length, limit, n_whole < n_known, key)
-        return Hit(identity, length, n_whole, first, blocks, source, parent, awaited, miss)
+        return Hit(identity, length, n_whole, first, blocks, path[:n_whole], source, parent, awaited, miss)
 
     def _walk(
-        self, identity: str | None, tokens: Sequence[int], limit: int
+        self, identity: str | None, tokens: Sequence[int], limit: int, with_disk: bool
     ) -> tuple[list[Node], list[list[int]], bytes | None]:
         """Entries along ``tokens`` that could be part of a hit; for each length, blocks in a row by group; and the key
         of the first block that is not there (None if the tokens do not fill it)."""
@@ -114,17 +134,17 @@ class PrefixIndex:
             block_tokens = tuple(tokens[begin : begin + BLOCK_TOKENS])
             key = self._key_of(parent_key, block_tokens)
             node = self._nodes.get(key)
-            if node is None or node.parent is not parent or node.tokens != block_tokens or self._has_hole(node):
+            if node is None or node.parent is not parent or node.tokens != block_tokens:
+                return path, runs, key
+            there = _there(node, with_disk)
+            if any(spec.keeps_all and not one for spec, one in zip(self._specs, there, strict=True)):
                 return path, runs, key
             if begin + BLOCK_TOKENS > limit:
                 return path, runs, None
             path.append(node)
-            runs.append([run + 1 if block else 0 for run, block in zip(runs[-1], node.blocks, strict=True)])
+            runs.append([run + 1 if one else 0 for run, one in zip(runs[-1], there, strict=True)])
             parent, parent_key = node, key
         return path, runs, None
-
-    def _has_hole(self, node: Node) -> bool:
-        return any(spec.keeps_all and not block for spec, block in zip(self._specs, node.blocks, strict=True))
 
     def _can_resume(self, runs: list[int], n_whole: int, length: int) -> bool:
         """True if every group has its blocks up to number ``n_whole`` that rows at ``length`` read."""
@@ -145,7 +165,11 @@ class PrefixIndex:
         best, source = 0, None
         for child in parent.children[max(0, place - 1) : place + 1]:
             shared = _shared(child.tokens, wanted)
-            if shared > best and all(child.blocks) and self._can_resume(runs, n_whole, begin + shared):
+            if (
+                shared > best
+                and all(_there(child, with_disk=False))
+                and self._can_resume(runs, n_whole, begin + shared)
+            ):
                 best, source = shared, child
         return best, source
 
@@ -159,7 +183,7 @@ class PrefixIndex:
             return None
         if window_gone:
             return MissReason.OUT_OF_WINDOW
-        return MissReason.EVICTED if key in self._evicted else MissReason.NO_ENTRY
+        return MissReason.EVICTED if key in self._evicted or key in self._nodes else MissReason.NO_ENTRY
 
     # Entering.
 
@@ -207,9 +231,17 @@ class PrefixIndex:
                 continue
             if there:
                 self._forget(node, group)
-            self._pool.keep(group, block)
-            node.blocks[group] = block
-            self._node_of[group][block] = node
+            self.adopt(node, group, block)
+
+    def adopt(self, node: Node, group: int, block: int) -> None:
+        """Gives an entry without a block in the arena a pinned one, which holds its tokens before anybody reads it."""
+        kept = node.kept[group]
+        if kept is not None:
+            node.kept[group] = None
+            self._tiers.discard(kept)
+        self._pool.keep(group, block)
+        node.blocks[group] = block
+        self._node_of[group][block] = node
 
     # Who computes what.
 
@@ -311,12 +343,26 @@ class PrefixIndex:
             self._prune(node)
 
     def _give_up(self, node: Node, group: int) -> None:
+        since = node.idle_since[group]
+        # What fell out of a window would be read by a sequence that goes back behind it only.
+        kept = None if since is None or not since[0] else self._tiers.offload(node, group, node.blocks[group])
+        node.kept[group] = kept
         self._forget(node, group)
-        if self._specs[group].keeps_all:
-            # Without this block no prefix through the entry is whole: the other groups' blocks are worth nothing.
-            for other, since in enumerate(node.idle_since):
-                if since is not None:
-                    self._forget(node, other)
+        if kept is None:
+            if self._specs[group].keeps_all:
+                # Without this block no prefix through the entry is whole: the other groups' are worth nothing.
+                for other, idle_since in enumerate(node.idle_since):
+                    if idle_since is not None:
+                        self._forget(node, other)
+            self._gone(node)
+
+    def lost(self, kept: Kept) -> None:
+        """A tier below has given up a block that had no other place."""
+        kept.node.kept[kept.group] = None
+        self._gone(kept.node)
+
+    def _gone(self, node: Node) -> None:
+        """A block of the entry is nowhere any more."""
         self._evicted[node.key] = None
         if len(self._evicted) > _EVICTED_KEYS_KEPT:
             self._evicted.popitem(last=False)
@@ -332,7 +378,7 @@ class PrefixIndex:
 
     def _prune(self, node: Node) -> None:
         """Takes out entries that have neither blocks nor children, from ``node`` up."""
-        while not node.children and not any(node.blocks):
+        while not (node.children or any(node.blocks) or any(node.kept)):
             node.alive = False
             parent = node.parent
             if parent is None:
@@ -350,7 +396,8 @@ class PrefixIndex:
         return len(self._nodes)
 
     def check(self) -> None:
-        """Raises ``IntegrityError`` if entries, blocks and victims do not agree with one another and with the pool."""
+        """Raises ``IntegrityError`` if entries, blocks, victims, pool and tiers do not agree with one another."""
+        self._tiers.check(self._nodes.values())
         seen = [0] * len(self._specs)
         queued = [{id(node) for _, node in queue.live()} for queue in self._victims]
         for key, node in self._nodes.items():
@@ -358,6 +405,8 @@ class PrefixIndex:
             for group, block in enumerate(node.blocks):
                 if not block:
                     continue
+                if node.kept[group] is not None:
+                    raise IntegrityError(f"block {block} of group {group} is in two tiers")
                 seen[group] += 1
                 pinned = self._pool.pins[group][block] > 0
                 if not self._pool.cached[group][block] or self._node_of[group].get(block) is not node:
@@ -380,8 +429,16 @@ class PrefixIndex:
         place = bisect_left(parent.child_tokens, node.tokens)
         if parent.children[place : place + 1] != [node]:
             raise IntegrityError(f"entry of depth {node.depth} is not in its place among its parent's children")
-        if not node.children and not any(node.blocks):
+        if not (node.children or any(node.blocks) or any(node.kept)):
             raise IntegrityError(f"entry of depth {node.depth} has neither blocks nor children")
+
+
+def _there(node: Node, with_disk: bool) -> list[bool]:
+    """By group: whether the entry's block is in the arena, or can come back."""
+    return [
+        block != _NO_BLOCK or (kept is not None and (with_disk or kept.is_ready))
+        for block, kept in zip(node.blocks, node.kept, strict=True)
+    ]
 
 
 def root_key(identity: str | None) -> bytes:

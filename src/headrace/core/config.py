@@ -37,6 +37,24 @@ class KvCacheConfig(Config):
     state_checkpoint_interval: Annotated[int, Field(ge=32, multiple_of=32)] = 64
     """Models with recurrent states: tokens from one state that is kept for reuse to the next, beside the last one of
     each sequence. A prefix is computed again from the last state before its end."""
+    host_cache_size: Annotated[int, Field(ge=0)] | None = None
+    """Bytes of memory beside the arena for blocks that had to make room in it; rounded up to whole sectors."""
+    onboard_blocks: Literal[True] = True
+    """Blocks on the host are copied back to the arena to be used."""
+    disk_cache_size: Annotated[int, Field(ge=0)] | None = None
+    """Bytes on disk for blocks that had to make room on the host."""
+    disk_cache_path: str | None = None
+    """Folder for them. The file has no name and is gone with the process."""
+
+    @model_validator(mode="after")
+    def _tiers(self) -> Self:
+        if self.host_cache_size and not self.enable_block_reuse:
+            raise ValueError("host_cache_size keeps blocks to be reused, and enable_block_reuse is False")
+        if self.disk_cache_size and not self.host_cache_size:
+            raise ValueError("disk_cache_size takes what has to make room on the host; set host_cache_size as well")
+        if bool(self.disk_cache_size) != (self.disk_cache_path is not None):
+            raise ValueError("disk_cache_size and disk_cache_path go together: set both or neither")
+        return self
 
 
 class QuantConfig(Config):

@@ -74,6 +74,18 @@ FEATURES: tuple[Feature, ...] = (
         not_with_states="a recurrent state can be taken up where a block ends, not inside it",
     ),
     Feature(
+        "host_cache",
+        "KV cache offloading to host memory",
+        "KvCacheConfig(host_cache_size)",
+        "blocks_onboarded",
+    ),
+    Feature(
+        "disk_cache",
+        "KV cache offloading to disk",
+        "KvCacheConfig(host_cache_size, disk_cache_size, disk_cache_path)",
+        "blocks_fetched",
+    ),
+    Feature(
         "preemption",
         "Preemption by recompute",
         "capacity_scheduler_policy=MAX_UTILIZATION and a cache too small for all",

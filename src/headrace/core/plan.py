@@ -150,11 +150,40 @@ class BlockCopy:
     dst: int
     from_running: bool = False
     """The source belongs to a beam that goes on writing it, in this step at the earliest."""
+    after: int = 0
+    """Moves of the step that are made before it."""
+
+
+class MoveKind(enum.Enum):
+    """From where to where a block of the cache is moved. The arena is where steps compute; host and disk keep."""
+
+    OFFLOAD = "offload"
+    """From the arena to the host tier."""
+    ONBOARD = "onboard"
+    """From the host tier to the arena."""
+    SPILL = "spill"
+    """From the host tier to the disk tier."""
+    FETCH = "fetch"
+    """From the disk tier to the host tier."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMove:
+    """Copy a block of one cache group between two tiers; each counts its blocks on its own."""
+
+    kind: MoveKind
+    group: int
+    src: int
+    dst: int
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. The worker obeys the fields in this order: appends, inits, block_updates, copies, works."""
+    """One step. The worker obeys the fields in this order: appends, inits, block_updates, moves and copies, works.
+
+    Moves and copies are made one after the other: a later one may write where an earlier one has read. A step may have
+    moves and no works.
+    """
 
     step: int
     works: tuple[SeqWork, ...]
@@ -162,6 +191,7 @@ class StepPlan:
     inits: tuple[SlotInit, ...] = ()
     block_updates: tuple[BlockUpdate, ...] = ()
     copies: tuple[BlockCopy, ...] = ()
+    moves: tuple[BlockMove, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -236,3 +266,5 @@ class StepResult:
     """Time the worker spent on the step."""
     counters: dict[str, int] = field(default_factory=dict)
     """Witnesses counted in the worker, by their name in ``get_stats``."""
+    failed_moves: tuple[int, ...] = ()
+    """Places in the plan's moves of those from or to the disk that failed: what they name is lost."""

@@ -33,6 +33,7 @@ class Sequence:
         "computed",
         "drafts_wait",
         "first_scheduled",
+        "has_fetched",
         "in_proposer",
         "index",
         "keys",
@@ -128,6 +129,8 @@ class Sequence:
         self.miss: MissReason | None = None
         self.wait_length = -1
         """Length of the hit when it last waited for another sequence's block: it waits again only for a longer one."""
+        self.has_fetched = False
+        """It has waited for blocks from disk: it takes what has come, and does not wait again."""
         self.in_proposer = False
 
     def extend(self, tokens: tuple[int, ...]) -> None:

@@ -139,7 +139,9 @@ def _assemble(
     manager = CacheManager(
         capacity.groups,
         capacity.arena,
-        CacheOptions(cache.enable_block_reuse, cache.enable_partial_reuse, cache.state_checkpoint_interval),
+        CacheOptions(
+            cache.enable_block_reuse, cache.enable_partial_reuse, cache.state_checkpoint_interval, capacity.tiers
+        ),
     )
     policies = args.scheduler_config
     options = SchedulerOptions(

@@ -56,6 +56,8 @@ def _active_features(args: LlmArgs) -> Iterable[str]:
         "kv_reuse": cache.enable_block_reuse,
         "partial_reuse": cache.enable_block_reuse and cache.enable_partial_reuse,
         "lora": args.lora is not None,
+        "host_cache": bool(cache.host_cache_size),
+        "disk_cache": bool(cache.disk_cache_size),
         "overlap": not args.disable_overlap_scheduler,
         "ngram": isinstance(drafts, NGramDecodingConfig),
         "suffix": isinstance(drafts, SADecodingConfig),

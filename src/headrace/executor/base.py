@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from headrace.cache.arena import ArenaLayout
+from headrace.cache.arena import NO_TIERS, ArenaLayout, TierSizes
 from headrace.cache.groups import CacheGroup
 from headrace.core.plan import StepPlan, StepResult
 from headrace.core.pooling import PoolingSpec
@@ -24,6 +24,8 @@ class Capacity:
     groups: tuple[CacheGroup, ...]
     arena: ArenaLayout
     """Sectors and blocks, the null sector included."""
+    tiers: TierSizes = NO_TIERS
+    """Sectors of the same size below it."""
     reads_whole_prompts: bool = False
     """The model computes a prompt in one step or not at all."""
     pooling: PoolingSpec = field(default_factory=PoolingSpec)

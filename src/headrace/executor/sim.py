@@ -20,7 +20,9 @@ from headrace.core.errors import EngineDeadError, IntegrityError
 from headrace.core.plan import (
     BLOCK_TOKENS,
     FROM_DRAFTER,
+    BlockMove,
     FinishReason,
+    MoveKind,
     Rows,
     SeqResult,
     SeqWork,
@@ -91,6 +93,10 @@ class SimExecutor:
         n_blocks = [capacity.arena.n_blocks(group) for group in range(len(capacity.groups))]
         self._store = [[[0] * BLOCK_TOKENS for _ in range(count)] for count in n_blocks]
         """Digests by group, block and offset. Of a state: that of its last row, and how many tokens it is after."""
+        self._tiers: dict[tuple[bool, int, int], list[int]] = {}
+        """The same of blocks in the tiers below, by whether they are on disk, group and place."""
+        self.disk_fails: Callable[[], bool] = lambda: False
+        """Whether the next move from or to the disk fails."""
         self._in_flight: deque[dict[tuple[int, int], int]] = deque()
         """For each step that has not landed: (group, block) in use, and by which sequence."""
         self._busy_until = 0.0
@@ -107,10 +113,9 @@ class SimExecutor:
         self._busy_until = done = max(self._busy_until, self._clock.now()) + seconds
         self._check_writes(plan)
         self._in_flight.append(self._blocks_in_use(plan))
-        for copy in plan.copies:
-            self._store[copy.group][copy.dst] = list(self._store[copy.group][copy.src])
+        failed = self._move_and_copy(plan)
         results = tuple(self._run(work) for work in plan.works)
-        return _SimFuture(StepResult(plan.step, results, seconds), lambda: self._land(done))
+        return _SimFuture(StepResult(plan.step, results, seconds, failed_moves=failed), lambda: self._land(done))
 
     def call(self, name: str, *args: Any) -> Any:
         return getattr(self, name)(*args)
@@ -121,6 +126,37 @@ class SimExecutor:
 
     def close(self) -> None:
         self._closed = True
+
+    def _move_and_copy(self, plan: StepPlan) -> tuple[int, ...]:
+        """Places of the moves that failed."""
+        failed = []
+        for place in range(len(plan.moves) + 1):
+            for copy in plan.copies:
+                if copy.after == place:
+                    self._store[copy.group][copy.dst] = list(self._store[copy.group][copy.src])
+            if place < len(plan.moves) and not self._move(plan.moves[place]):
+                failed.append(place)
+        return tuple(failed)
+
+    def _move(self, move: BlockMove) -> bool:
+        """True if it was made. A block that never came to a tier cannot be moved from there."""
+        from_disk, to_disk = move.kind is MoveKind.FETCH, move.kind is MoveKind.SPILL
+        if (from_disk or to_disk) and self.disk_fails():
+            self._tiers.pop((to_disk, move.group, move.dst), None)
+            return False
+        if move.kind is MoveKind.OFFLOAD:
+            content = list(self._store[move.group][move.src])
+        elif (from_disk, move.group, move.src) in self._tiers:
+            content = list(self._tiers[from_disk, move.group, move.src])
+        elif from_disk:
+            return False
+        else:
+            raise IntegrityError(f"{move} reads a place that nothing was brought to")
+        if move.kind is MoveKind.ONBOARD:
+            self._store[move.group][move.dst] = content
+        else:
+            self._tiers[to_disk, move.group, move.dst] = content
+        return True
 
     def _land(self, done: float) -> None:
         self._in_flight.popleft()
@@ -148,6 +184,7 @@ class SimExecutor:
     def _check_writes(self, plan: StepPlan) -> None:
         """What this step writes must not be in use by another sequence in a step that has not landed."""
         writes = {(copy.group, copy.dst): -1 for copy in plan.copies}
+        writes |= {(move.group, move.dst): -3 for move in plan.moves if move.kind is MoveKind.ONBOARD}
         for work in plan.works:
             slot = self._slot(work.slot)
             for position in {work.start, *range(work.start, work.end, BLOCK_TOKENS), work.end - 1}:

@@ -6,13 +6,14 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 from tqdm import tqdm
 
-from headrace.cache.arena import ArenaLayout, arena_for_tokens, plan_arena
+from headrace.cache.arena import ArenaLayout, TierSizes, arena_for_tokens, plan_arena, tier_layout, tier_sectors
 from headrace.cache.groups import CacheGroup, group_layers
 from headrace.cache.specs import RecurrentState
 from headrace.core.cgroup import usable_cpus
@@ -46,6 +47,7 @@ from .scheme import scheme_for
 from .slots import SlotTable
 from .states import NoStates, RecurrentStates, States
 from .step import StepRunner
+from .tiers import BlockFile, BlockMover
 from .worker import Worker
 
 log = logging.getLogger("headrace")
@@ -87,12 +89,14 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         slots = _slot_table(args, groups, max_seq_len, max_drafts)
         cache = _weight_cache(args.enable_build_cache)
         n_bytes = sum(one.n_bytes for one in models)
-        layout, memory = _plan_memory(args, n_bytes, groups, max_seq_len, slots.nbytes, adapters.nbytes(dtype.itemsize))
+        adapter_bytes = adapters.nbytes(dtype.itemsize)
+        layout, tiers, memory = _plan_memory(args, n_bytes, groups, max_seq_len, slots.nbytes, adapter_bytes)
     with phases.time("load weights"):
         for one, source in zip(models, sources, strict=True):
             _load(one, source.checkpoint or _dummy(source.config, one, dtype), threads, cache)
     with phases.time("lay out cache"):
         views = arena_views(layout, groups, kv_dtype)
+        mover = _mover(args, layout, tiers, groups, views, kv_dtype)
         _bind(models, groups, views)
         sampler_type, sampler = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
         sizes = _graph_sizes(args, ops, min(most_rows, args.max_batch_size * (1 + max_drafts)))
@@ -103,7 +107,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
             return _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)[1]
 
         drafter = drafting.build(Parts(own_sampler, ops, groups, slots, graphs_of, device))
-    capacity = _capacity(args, model, max_seq_len, groups, layout)
+    capacity = _capacity(args, model, max_seq_len, groups, layout, tiers)
     effective = {
         "dtype": str(dtype).removeprefix("torch."),
         "kv_cache_dtype": next(name for name, of_name in CACHE_DTYPES.items() if of_name == kv_dtype),
@@ -118,13 +122,18 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     }
     sampler = ProcessingSampler(GuidedSampler(sampler, model.vocab_size), args.batched_logits_processor)
     states = _states(model, ops, groups, max_drafts)
-    parts = Poolers(model), states, drafter, _media(model, ops, groups, slots), adapter_rows(adapters)
+    parts = Poolers(model), states, drafter, _media(model, ops, groups, slots), adapter_rows(adapters), mover
     runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, *parts)
     return Worker(runner, capacity, memory, effective)
 
 
 def _capacity(
-    args: LlmArgs, model: Model, max_seq_len: int, groups: tuple[CacheGroup, ...], layout: ArenaLayout
+    args: LlmArgs,
+    model: Model,
+    max_seq_len: int,
+    groups: tuple[CacheGroup, ...],
+    layout: ArenaLayout,
+    tiers: TierSizes,
 ) -> Capacity:
     return Capacity(
         n_slots=args.max_batch_size,
@@ -132,6 +141,7 @@ def _capacity(
         vocab_size=model.vocab_size,
         groups=groups,
         arena=layout,
+        tiers=tiers,
         reads_whole_prompts=model.reads_whole_prompts,
         pooling=model.pooling,
     )
@@ -145,6 +155,7 @@ def _refuse_past(args: LlmArgs, model: Model) -> None:
         "enable_chunked_prefill": "enable_chunked_prefill" in args.model_fields_set and args.enable_chunked_prefill,
         "kv_cache_config.max_tokens": args.kv_cache_config.max_tokens is not None,
         "kv_cache_config.dtype": args.kv_cache_config.dtype != "auto",
+        "kv_cache_config.host_cache_size": bool(args.kv_cache_config.host_cache_size),
         "speculative_config": args.speculative_config is not None,
     }
     for name, is_asked in asked.items():
@@ -298,24 +309,53 @@ def _plan_memory(
     max_seq_len: int,
     slot_bytes: int,
     adapter_bytes: int,
-) -> tuple[ArenaLayout, MemoryPlan]:
-    available = available_bytes()
-    wanted = arena_for_tokens(groups, args.kv_cache_config.max_tokens or args.max_batch_size * max_seq_len)
-    budget = kv_budget(wanted.nbytes, weight_bytes + adapter_bytes, available)
-    if not groups:
-        return wanted, MemoryPlan(weight_bytes, 0, slot_bytes, available, 0, adapter_bytes)
-    if args.kv_cache_config.max_tokens is None:
-        layout = plan_arena(groups, budget)
-    elif wanted.nbytes + weight_bytes > available:
+) -> tuple[ArenaLayout, TierSizes, MemoryPlan]:
+    available, cache = available_bytes(), args.kv_cache_config
+    wanted = arena_for_tokens(groups, cache.max_tokens or args.max_batch_size * max_seq_len)
+    tiers = TierSizes(
+        tier_sectors(wanted, cache.host_cache_size or 0), tier_sectors(wanted, cache.disk_cache_size or 0)
+    )
+    host = tiers.host * wanted.sector_bytes
+    if host and host + weight_bytes >= available:
         raise ConfigError(
-            f"KvCacheConfig.max_tokens={args.kv_cache_config.max_tokens} takes {wanted.nbytes:,} bytes beside"
-            f" {weight_bytes:,} of weights, and {available:,} are available; lower it"
+            f"KvCacheConfig.host_cache_size={cache.host_cache_size} takes {host:,} bytes beside {weight_bytes:,} of"
+            f" weights, and {available:,} are available; lower it"
+        )
+    budget = kv_budget(wanted.nbytes, weight_bytes + adapter_bytes, available - host)
+    if not groups:
+        return wanted, tiers, MemoryPlan(weight_bytes, 0, slot_bytes, available, 0, adapter_bytes)
+    if cache.max_tokens is None:
+        layout = plan_arena(groups, budget)
+    elif wanted.nbytes + host + weight_bytes > available:
+        raise ConfigError(
+            f"KvCacheConfig.max_tokens={cache.max_tokens} takes {wanted.nbytes:,} bytes beside {weight_bytes:,} of"
+            f" weights and {host:,} of the host tier (host_cache_size), and {available:,} are available; lower it"
         )
     else:
         layout = wanted
     per_token = sum(group.block_bytes for group in groups if group.spec.of_tokens) / BLOCK_TOKENS
     kv_tokens = int((layout.n_sectors - 1) * layout.sector_bytes / per_token)
-    return layout, MemoryPlan(weight_bytes, layout.nbytes, slot_bytes, available, kv_tokens, adapter_bytes)
+    return layout, tiers, MemoryPlan(weight_bytes, layout.nbytes, slot_bytes, available, kv_tokens, adapter_bytes, host)
+
+
+def _mover(
+    args: LlmArgs,
+    layout: ArenaLayout,
+    tiers: TierSizes,
+    groups: Sequence[CacheGroup],
+    views: Sequence[torch.Tensor],
+    kv_dtype: torch.dtype,
+) -> BlockMover:
+    """Lays out the tiers below the arena."""
+    if not tiers.host:
+        return BlockMover(views)
+    host = arena_views(tier_layout(layout, tiers.host), groups, kv_dtype)
+    folder = args.kv_cache_config.disk_cache_path
+    if folder is None:
+        return BlockMover(views, host)
+    strides = [cut.stride_bytes for cut in layout.groups]
+    file = BlockFile(Path(folder).expanduser(), strides, tier_layout(layout, tiers.disk).nbytes)
+    return BlockMover(views, host, file)
 
 
 def _dummy(config: dict[str, Any], model: Model, dtype: torch.dtype) -> Checkpoint:

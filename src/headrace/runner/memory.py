@@ -42,10 +42,13 @@ class MemoryPlan:
     """Tokens of all paged layers that the cache holds."""
     adapters: int = 0
     """Of as many as may be loaded, each of the largest rank; taken when one is loaded."""
+    host_tier: int = 0
+    """For blocks that had to make room in the cache."""
 
     def rows(self) -> list[tuple[str, int]]:
         rows = [("weights", self.weights), ("KV cache", self.kv_cache), ("slots", self.slots)]
-        return [*rows, ("adapters, at most", self.adapters)] if self.adapters else rows
+        rare = [("adapters, at most", self.adapters), ("KV cache, host tier", self.host_tier)]
+        return rows + [(what, size) for what, size in rare if size]
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in self.rows())

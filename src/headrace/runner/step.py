@@ -28,6 +28,7 @@ from .pooling import Poolers
 from .prompt_rows import NO_ROWS, PromptRowMaker, PromptRows
 from .slots import SlotTable
 from .states import States
+from .tiers import BlockMover
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class StepRunner:
         drafter: Drafter,
         media: Media,
         adapters: AdapterRows,
+        mover: BlockMover,
     ) -> None:
         self.model = model
         self.sampler = sampler
@@ -84,6 +86,7 @@ class StepRunner:
         self.media = media
         self.adapters = adapters
         self._rows = PromptRowMaker(model, sampler)
+        self.mover = mover
         self._bind_errors: dict[int, str] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -94,10 +97,9 @@ class StepRunner:
         for init in plan.inits:
             self._bind(init)
         self.slots.update_blocks(plan.block_updates)
+        failed_moves = self.mover.make(plan.moves, plan.copies)
         for init in plan.inits:
             self.media.bind(init, counters)
-        for copy in plan.copies:
-            self.views[copy.group][copy.dst].copy_(self.views[copy.group][copy.src])
         resolved = resolve(plan.works, self.slots, self.drafter, counters)
         results = [self._idle(work.slot, work.seq_id) for work in plan.works]
         if resolved:
@@ -108,7 +110,7 @@ class StepRunner:
             self.states.advance(batch, [results[item.index].n_accepted for item in resolved])
             self.drafter.observe(resolved, results)
             counters["batched_steps"] += len(resolved) > 1
-        return StepResult(plan.step, tuple(results), time.perf_counter() - started, dict(counters))
+        return StepResult(plan.step, tuple(results), time.perf_counter() - started, dict(counters), failed_moves)
 
     def _bind(self, init: SlotInit) -> None:
         self.slots.bind(init)

@@ -86,12 +86,14 @@ class Planner:
         self._counters["standstills"] += 1
         for seq in reversed(list(self._residents)):
             self.preempt(seq)
+            # Nobody steps aside for the disk now: the first in line is the one to go on.
+            seq.has_fetched = True
         self._manager.evict_all()
         self._refused = self._short = None
         self._turns.clear()
         step = StepDraft(number, self._max_rows)
         self._admit(step)
-        if not step.works:
+        if not (step.works or self._manager.tiers.n_moves):
             raise IntegrityError(f"{self._waiting.peek()} does not fit into an empty cache although it was admitted")
         return step
 
@@ -100,6 +102,7 @@ class Planner:
         self._residents.leave(seq, SequenceState.WAITING)
         seq.n_preempted += 1
         seq.wait_length = -1
+        seq.has_fetched = False
         self._waiting.push(seq)
         self._counters["preemptions"] += 1
 
@@ -219,13 +222,18 @@ class Planner:
     def _admit(self, step: StepDraft) -> None:
         """Lets in whoever is first in line until rows, slots or memory run out. Nobody passes the first in line, unless
         it waits for a block that is being computed."""
-        self._waiting.wake(self._manager.index.take_resolved())
+        self._waiting.wake(self._manager.take_resolved())
         while step.rows_left and self._residents.n_free_slots and step.short is None:
             seq = self._waiting.peek()
             if seq is None or seq.n_flying or self._refused == (seq, self._manager.n_given_back):
                 return
-            hit = self._manager.lookup(seq.request.cache_identity, seq.keys, seq.reusable_limit, seq.media)
-            if hit.awaited is not None and hit.length > seq.wait_length:
+            identity, limit = seq.request.cache_identity, seq.reusable_limit
+            hit = self._manager.lookup(identity, seq.keys, limit, seq.media, with_disk=not seq.has_fetched)
+            if self._manager.must_fetch(hit):
+                if self._waiting.n_parked >= self._max_parked:
+                    return
+                self._fetch(seq, hit)
+            elif hit.awaited is not None and hit.length > seq.wait_length:
                 if self._waiting.n_parked >= self._max_parked:
                     return
                 seq.wait_length = hit.length
@@ -233,6 +241,14 @@ class Planner:
                 self._counters["prefix_waits"] += 1
             elif not self._admit_first(step, seq, hit):
                 return
+
+    def _fetch(self, seq: Sequence, hit: Hit) -> None:
+        """The first in line steps aside until what it finds on disk has come, once: it may be pushed out again."""
+        seq.has_fetched = True
+        arrival = self._manager.fetch(hit)
+        if arrival is not None:
+            self._waiting.park(arrival)
+            self._counters["disk_waits"] += 1
 
     def _admit_first(self, step: StepDraft, seq: Sequence, hit: Hit) -> bool:
         """Admits the first in line, if rows and memory allow."""
@@ -263,7 +279,8 @@ class Planner:
             if not seq.n_candidates:
                 self._proposer.admit(seq.seq_id, seq.tokens)
                 seq.in_proposer = True
-        self._counters["cached_tokens.device"] += hit.length
+        for tier, tokens in placement.cached_tokens.items():
+            self._counters[f"cached_tokens.{tier}"] += tokens
 
 
 def _slot_init(seq: Sequence, computed: int, *, encodes: bool = False) -> SlotInit:

@@ -47,7 +47,10 @@ WITNESSES = (
     "preemptions",
     "standstills",
     "cached_tokens.device",
+    "cached_tokens.host",
+    "cached_tokens.disk",
     "prefix_waits",
+    "disk_waits",
     "drafts_proposed",
     "drafts_accepted",
     "cancelled",
@@ -180,7 +183,7 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step, in flight from now on; None if there is nothing to do before a result comes."""
         step = self._planner.fill(self._next_step)
-        if not step.works:
+        if not (step.works or self.manager.tiers.n_moves):
             if self._flights or not self.n_unfinished:
                 return None
             step = self._planner.clear_the_way(self._next_step)
@@ -191,9 +194,10 @@ class Scheduler:
                     flying.seq.first_scheduled = now
         step.count(self._witnesses, overlapped=bool(self._flights))
         self._capacity.planned(step.samples)
-        self._flights.append(step.flight())
+        moves = self.manager.take_moves()
+        self._flights.append(step.flight(moves))
         self._next_step += 1
-        return step.plan()
+        return step.plan(moves)
 
     # Applying.
 
@@ -203,6 +207,7 @@ class Scheduler:
         if flight is None or flight.step != result.step or len(flight.works) != len(result.results):
             expected = None if flight is None else (flight.step, len(flight.works))
             raise IntegrityError(f"result of step {result.step}, {len(result.results)} works; expected {expected}")
+        self.manager.settle(flight.moves, result.failed_moves)
         updates: list[SequenceUpdate] = []
         now = self._clock.now()
         for flying, one in zip(flight.works, result.results, strict=True):

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from headrace.cache.lease import BlockLease
+from headrace.cache.tiers import MoveBatch
 from headrace.core.plan import BlockCopy, BlockUpdate, SeqWork, SlotAppend, SlotInit, StepPlan
 from headrace.core.sequence import Sequence
 
@@ -28,6 +29,8 @@ class Flight:
     works: list[Flying]
     sources: list[BlockLease]
     """Blocks that the step copies from."""
+    moves: MoveBatch
+    """Between tiers of the cache."""
 
 
 @dataclass(slots=True)
@@ -71,7 +74,7 @@ class StepDraft:
         if self.short is None or seq.standing < self.short.standing:
             self.short = seq
 
-    def plan(self) -> StepPlan:
+    def plan(self, moves: MoveBatch) -> StepPlan:
         return StepPlan(
             self.step,
             tuple([flying.work for flying in self.works]),
@@ -79,10 +82,11 @@ class StepDraft:
             tuple(self.inits),
             tuple(self.updates),
             tuple(self.copies),
+            moves.moves,
         )
 
-    def flight(self) -> Flight:
-        return Flight(self.step, self.works, self.sources)
+    def flight(self, moves: MoveBatch) -> Flight:
+        return Flight(self.step, self.works, self.sources, moves)
 
     def count(self, counters: Counter[str], overlapped: bool) -> None:
         """Adds this step to the witnesses."""
