@@ -10,8 +10,8 @@ namespace headrace {
 void bind_block_linear(nb::module_& m) {
     nb::class_<BlockFormat>(m, "BlockFormat")
         .def("__init__",
-             [](BlockFormat* made, int bits, int offset, int group, bool has_minimum, bool has_wide_scales) {
-                 const BlockFormat format{bits, offset, group, has_minimum, has_wide_scales};
+             [](BlockFormat* made, int bits, int offset, int group, bool has_minimum, bool has_wide_scales, int codes) {
+                 const BlockFormat format{bits, offset, group, has_minimum, has_wide_scales, Codes(codes)};
                  check(format);
                  new (made) BlockFormat(format);
              });

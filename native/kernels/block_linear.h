@@ -3,6 +3,7 @@
 
 #include "kernels/block_linear_args.h"
 #include "kernels/linear.h"
+#include "simd/codes.h"
 #include "simd/int8.h"
 
 namespace headrace {
@@ -43,13 +44,14 @@ void round_block(const T* x, int64_t n, int level_offset, bool in_halves, Rounde
 
 // x packed for a block of rows: for each block of k, for each unit of it the 4 numbers of all rows, then their scales.
 template <class T>
-void pack_block_x(const BlockLinear& job, int64_t first_row, int64_t last_row, void* packed) {
+void pack_rounded_x(const BlockLinear& job, int64_t first_row, int64_t last_row, void* packed) {
     const int64_t rows = last_row - first_row, blocks = blocks_of(job.k);
-    const int level_offset = (job.format.bits == 8 ? byte_offset : 0) - job.format.offset;
+    const int level_offset = (job.format.bits == 8 ? byte_offset : 0) - offset_of(job.format);
+    const int64_t x_block = x_block_bytes(job.format);
     for (int64_t row = 0; row < rows; ++row) {
         const T* x = static_cast<const T*>(job.x) + (first_row + row) * job.x_stride;
         char* to = static_cast<char*>(packed);
-        for (int64_t block = 0; block < blocks; ++block, to += rows * x_block_bytes) {
+        for (int64_t block = 0; block < blocks; ++block, to += rows * x_block) {
             const int64_t start = block * block_values, left = job.k - start;
             RoundedBlock rounded;
             round_block(x + start, left < block_values ? left : block_values, level_offset, job.format.group < block_values,
@@ -61,13 +63,32 @@ void pack_block_x(const BlockLinear& job, int64_t first_row, int64_t last_row, v
     }
 }
 
+// x packed for a block of rows: for each value of k, that of all rows.
+template <class T>
+void pack_plain_x(const BlockLinear& job, int64_t first_row, int64_t last_row, float* packed) {
+    const int64_t rows = last_row - first_row, size = blocks_of(job.k) * block_values;
+    for (int64_t row = 0; row < rows; ++row) {
+        const T* x = static_cast<const T*>(job.x) + (first_row + row) * job.x_stride;
+        for (int64_t i = 0; i < job.k; ++i) packed[i * rows + row] = converted<float>(x[i]);
+        for (int64_t i = job.k; i < size; ++i) packed[i * rows + row] = 0.0f;
+    }
+}
+
+template <class T>
+void pack_block_x(const BlockLinear& job, int64_t first_row, int64_t last_row, void* packed) {
+    if (job.format.codes == Codes::e4m3)
+        pack_plain_x<T>(job, first_row, last_row, static_cast<float*>(packed));
+    else
+        pack_rounded_x<T>(job, first_row, last_row, packed);
+}
+
 // A format as the kernels are made for it.
-template <int bits_, int group_, bool has_minimum_, bool has_wide_scales_>
+template <int bits_, int group_, bool has_minimum_, bool has_wide_scales_, Codes codes_ = Codes::whole>
 struct Form {
     static constexpr int bits = bits_;
     static constexpr int groups = int(block_values) / group_;
     static constexpr bool has_minimum = has_minimum_;
-    static constexpr BlockFormat format = {bits_, 0, group_, has_minimum_, has_wide_scales_};
+    static constexpr BlockFormat format = {bits_, 0, group_, has_minimum_, has_wide_scales_, codes_};
 
     static Vec load_scales(const char* p, int v) {
         if constexpr (has_wide_scales_)
@@ -111,9 +132,42 @@ inline __attribute__((always_inline)) void add_units(const char* w, const char* 
                 part[v] = Bytes::load(w + unit / 2 * line + v * Vec::lanes * 4);
                 low[v] = part[v].low_halves();
                 part[v] = part[v].high_halves();
+                if constexpr (F::format.codes == Codes::e2m1) low[v] = e2m1_numbers(low[v]), part[v] = e2m1_numbers(part[v]);
             }
             add_unit<4>(low, x + unit * x_unit, sums);
             add_unit<4>(part, x + (unit + 1) * x_unit, sums);
+        }
+    }
+}
+
+// Adds `blocks` blocks of e4m3 to totals [rows][32].
+template <class F, int rows>
+void add_float_blocks(const char* w, const char* x, int64_t blocks, float* totals) {
+    constexpr int64_t stride = block_bytes(F::format);
+    for (int64_t block = 0; block < blocks; ++block, w += stride, x += rows * x_block_bytes(F::format)) {
+        for (int64_t ahead = 0; ahead < stride; ahead += panel_outputs * unit_bytes) prefetch<rows>(w + ahead);
+        const float* values = reinterpret_cast<const float*>(x);
+        Vec sums[rows][panel_vecs];
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < panel_vecs; ++v) sums[r][v] = Vec::zero();
+#pragma GCC unroll 2
+        for (int64_t i = 0; i < block_values; ++i)
+#pragma GCC unroll 8
+            for (int v = 0; v < panel_vecs; ++v) {
+                const Vec part = load_e4m3(w + i * panel_outputs + v * Vec::lanes);
+#pragma GCC unroll 16
+                for (int r = 0; r < rows; ++r) sums[r][v] = Vec::fma(part, Vec::all(values[i * rows + r]), sums[r][v]);
+            }
+#pragma GCC unroll 8
+        for (int v = 0; v < panel_vecs; ++v) {
+            const Vec scale = F::load_scales(w + number_bytes(8), v) * Vec::all(0x1p8f);
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; ++r) {
+                float* total = totals + r * panel_outputs + v * Vec::lanes;
+                Vec::fma(sums[r][v], scale, Vec::load(total)).store(total);
+            }
         }
     }
 }
@@ -123,7 +177,7 @@ template <class F, int rows>
 void add_blocks(const char* w, const char* x, int64_t blocks, float* totals) {
     constexpr int64_t number_part = number_bytes(F::bits), scale_part = scale_bytes(F::format);
     constexpr int64_t group_scales = scale_part / F::groups, stride = block_bytes(F::format);
-    for (int64_t block = 0; block < blocks; ++block, w += stride, x += rows * x_block_bytes) {
+    for (int64_t block = 0; block < blocks; ++block, w += stride, x += rows * x_block_bytes(F::format)) {
         for (int64_t ahead = 0; ahead < stride; ahead += panel_outputs * unit_bytes) prefetch<rows>(w + ahead);
         const BlockScales* rounded = reinterpret_cast<const BlockScales*>(x + rows * block_values);
 #pragma GCC unroll 2
@@ -153,6 +207,22 @@ void add_blocks(const char* w, const char* x, int64_t blocks, float* totals) {
     }
 }
 
+template <int bits, int group, bool has_minimum, bool has_wide_scales, Codes codes = Codes::whole>
+struct RoundedForm : Form<bits, group, has_minimum, has_wide_scales, codes> {
+    template <int rows>
+    static void add(const char* w, const char* x, int64_t blocks, float* totals) {
+        add_blocks<Form<bits, group, has_minimum, has_wide_scales, codes>, rows>(w, x, blocks, totals);
+    }
+};
+
+template <bool has_wide_scales>
+struct FloatForm : Form<8, 32, false, has_wide_scales, Codes::e4m3> {
+    template <int rows>
+    static void add(const char* w, const char* x, int64_t blocks, float* totals) {
+        add_float_blocks<Form<8, 32, false, has_wide_scales, Codes::e4m3>, rows>(w, x, blocks, totals);
+    }
+};
+
 // w and x start at the panel and at the block of rows; totals [rows][32] are written.
 template <class F, int rows>
 void block_tile(const char* w, const char* x, int64_t blocks, int64_t segments, float* totals) {
@@ -161,8 +231,8 @@ void block_tile(const char* w, const char* x, int64_t blocks, int64_t segments, 
     std::memset(parts, 0, sizeof(float) * size_t(segments * size));
     const int64_t each = blocks / segments;
     for (int64_t segment = 0; segment < segments; ++segment)
-        add_blocks<F, rows>(w + segment * each * block_bytes(F::format), x + segment * each * rows * x_block_bytes, each,
-                            parts + segment * size);
+        F::template add<rows>(w + segment * each * block_bytes(F::format), x + segment * each * rows * x_block_bytes(F::format),
+                              each, parts + segment * size);
     for (int64_t i = 0; i < size; i += Vec::lanes) {
         Vec sum = Vec::load(parts + i);
         if (segments == 4)
@@ -184,22 +254,28 @@ BlockTile block_tile_of(int64_t height) {
 
 BlockTile block_tile_of(const BlockFormat& format, int64_t height) {
     constexpr int most = block_tile_rows;
+    if (format.codes == Codes::e4m3)
+        return format.has_wide_scales ? block_tile_of<FloatForm<true>, most>(height)
+                                      : block_tile_of<FloatForm<false>, most>(height);
+    if (format.codes == Codes::e2m1)
+        return format.group == 16 ? block_tile_of<RoundedForm<4, 16, false, true, Codes::e2m1>, most>(height)
+                                  : block_tile_of<RoundedForm<4, 32, false, true, Codes::e2m1>, most>(height);
     const int which = (format.bits == 8 ? 4 : 0) + (format.has_minimum ? 2 : 0) + (format.has_wide_scales ? 1 : 0);
     if (format.group == 16) switch (which) {
-            case 1: return block_tile_of<Form<4, 16, false, true>, most>(height);
-            case 3: return block_tile_of<Form<4, 16, true, true>, most>(height);
-            case 5: return block_tile_of<Form<8, 16, false, true>, most>(height);
-            default: return block_tile_of<Form<8, 16, true, true>, most>(height);
+            case 1: return block_tile_of<RoundedForm<4, 16, false, true>, most>(height);
+            case 3: return block_tile_of<RoundedForm<4, 16, true, true>, most>(height);
+            case 5: return block_tile_of<RoundedForm<8, 16, false, true>, most>(height);
+            default: return block_tile_of<RoundedForm<8, 16, true, true>, most>(height);
         }
     switch (which) {
-        case 0: return block_tile_of<Form<4, 32, false, false>, most>(height);
-        case 1: return block_tile_of<Form<4, 32, false, true>, most>(height);
-        case 2: return block_tile_of<Form<4, 32, true, false>, most>(height);
-        case 3: return block_tile_of<Form<4, 32, true, true>, most>(height);
-        case 4: return block_tile_of<Form<8, 32, false, false>, most>(height);
-        case 5: return block_tile_of<Form<8, 32, false, true>, most>(height);
-        case 6: return block_tile_of<Form<8, 32, true, false>, most>(height);
-        default: return block_tile_of<Form<8, 32, true, true>, most>(height);
+        case 0: return block_tile_of<RoundedForm<4, 32, false, false>, most>(height);
+        case 1: return block_tile_of<RoundedForm<4, 32, false, true>, most>(height);
+        case 2: return block_tile_of<RoundedForm<4, 32, true, false>, most>(height);
+        case 3: return block_tile_of<RoundedForm<4, 32, true, true>, most>(height);
+        case 4: return block_tile_of<RoundedForm<8, 32, false, false>, most>(height);
+        case 5: return block_tile_of<RoundedForm<8, 32, false, true>, most>(height);
+        case 6: return block_tile_of<RoundedForm<8, 32, true, false>, most>(height);
+        default: return block_tile_of<RoundedForm<8, 32, true, true>, most>(height);
     }
 }
 
@@ -221,7 +297,7 @@ void store_totals(const BlockLinear& job, const float* totals, int64_t rows, Y* 
 template <class T>
 void block_linear(const BlockLinear& job, const void* x_packed, const RowBlocks& blocks, int64_t first_block,
                   int64_t last_block, int64_t first_panel, int64_t last_panel) {
-    const int64_t row_bytes = blocks_of(job.k) * x_block_bytes;
+    const int64_t row_bytes = blocks_of(job.k) * x_block_bytes(job.format);
     alignas(64) float totals[block_tile_rows * panel_outputs];
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         const char* w = static_cast<const char*>(job.weight) + panel * panel_bytes(job.k, job.format);

@@ -6,7 +6,12 @@
 //
 //     8 bits: for each unit of 4 values of k in turn, the 32 outputs' 4 bytes of it
 //     4 bits: the same for each two units, with the first one in the low halves of the bytes and the second in the high
+//     e4m3: for each value of k in turn, the 32 outputs' bytes
 //     scales, minima: for each group in turn, one number for each output, as half or float
+//
+// Numbers may stand for floats, with neither offset nor minimum. e2m1 (4 bits) are whole numbers when doubled, which
+// come out of a table, and their scales are float and kept halved; the table's offset makes them unsigned. e4m3 (8 bits)
+// are multiplied as floats.
 //
 // The layout is the same for all ISA levels.
 #pragma once
@@ -22,13 +27,22 @@ constexpr int64_t block_values = 32;
 constexpr int64_t block_unit_values = 4;
 constexpr int64_t block_units = block_values / block_unit_values;
 
+enum class Codes { whole, e2m1, e4m3 };
+
 struct BlockFormat {
     int bits;           // 4 or 8
     int offset;         // taken from every number
     int group;          // 16 or 32
     bool has_minimum;
-    bool has_wide_scales;  // float, else half; groups of 16 have them
+    bool has_wide_scales;  // float, else half; groups of 16 have them, and e2m1
+    Codes codes = Codes::whole;
 };
+
+// Of e2m1: twice the value, and this.
+constexpr int e2m1_offset = 12;
+static constexpr int offset_of(const BlockFormat& format) {
+    return format.codes == Codes::e2m1 ? e2m1_offset : format.offset;
+}
 
 static constexpr int64_t blocks_of(int64_t k) { return (k + block_values - 1) / block_values; }
 static constexpr int64_t number_bytes(int64_t bits) { return block_values * panel_outputs * bits / 8; }
@@ -47,7 +61,14 @@ static constexpr int64_t panel_bytes(int64_t k, const BlockFormat& format) { ret
 //         sum = fma(whole sum, weight scale * x scale, sum)
 //         sum = fma(minimum, x scale * sum of q, sum)            where there are minima
 //
-// in fp32, so that its bits are the same at every level. A block of x below 2^-100 counts as zero. With 4 segments the
+// in fp32, so that its bits are the same at every level. A block of x below 2^-100 counts as zero. Of e4m3 nothing is
+// rounded, and an output is
+//
+//     for each block in order: part = 0
+//         for each value of k in order: part = fma(value * 2^-8, x, part)
+//         sum = fma(part, scale * 2^8, sum)
+//
+// With 4 segments the
 // blocks of k are cut into quarters that are summed apart and added as (s0 + s1) + (s2 + s3).
 struct BlockLinear {
     const void* x;
@@ -71,7 +92,10 @@ struct BlockScales {
     int32_t unused[3];
 };
 
-constexpr int64_t x_block_bytes = block_values + int64_t(sizeof(BlockScales));
+// Of a row of x, packed.
+static constexpr int64_t x_block_bytes(const BlockFormat& format) {
+    return format.codes == Codes::e4m3 ? block_values * 4 : block_values + int64_t(sizeof(BlockScales));
+}
 
 // Rows of the weight as vectors: y[t] = row ids[t], each value the product rounded to fp32, then the sum.
 struct BlockEmbedding {

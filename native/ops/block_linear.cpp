@@ -18,7 +18,7 @@ constexpr int64_t chunks_per_thread = 4;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void pack_x(const BlockLinearKernels& kernels, const BlockLinear& job, const RowBlocks& blocks, char* packed) {
-    const int64_t row_bytes = blocks_of(job.k) * x_block_bytes;
+    const int64_t row_bytes = blocks_of(job.k) * x_block_bytes(job.format);
     const auto pack = [&](int64_t block, int) {
         const int64_t row = first_row(blocks, block);
         kernels.pack_x(job, row, first_row(blocks, block + 1), packed + row * row_bytes);
@@ -32,7 +32,12 @@ void pack_x(const BlockLinearKernels& kernels, const BlockLinear& job, const Row
 void check(const BlockFormat& format) {
     const bool is_known = (format.bits == 4 || format.bits == 8) && format.offset >= 0 && format.offset <= 128 &&
                           (format.group == 32 || (format.group == 16 && format.has_wide_scales));
-    if (!is_known) throw std::invalid_argument("there are no kernels for this format of blocks");
+    const bool is_whole = format.codes == Codes::whole;
+    const bool fits = is_whole || (format.offset == 0 && !format.has_minimum);
+    const bool is_e2m1 = format.codes == Codes::e2m1 && format.bits == 4 && format.has_wide_scales;
+    const bool is_e4m3 = format.codes == Codes::e4m3 && format.bits == 8 && format.group == block_values;
+    if (!is_known || !fits || !(is_whole || is_e2m1 || is_e4m3))
+        throw std::invalid_argument("there are no kernels for this format of blocks");
 }
 
 void run(const BlockLinear& job, Dtype dtype, int64_t n_rows) {
@@ -42,7 +47,7 @@ void run(const BlockLinear& job, Dtype dtype, int64_t n_rows) {
     if (n_rows == 0) return;
     const BlockLinearKernels& table = dtype == Dtype::f32 ? kernels().block_linear_f32 : kernels().block_linear_bf16;
     const RowBlocks blocks = row_blocks(n_rows, table.tile_rows);
-    const int64_t row_bytes = blocks_of(job.k) * x_block_bytes;
+    const int64_t row_bytes = blocks_of(job.k) * x_block_bytes(job.format);
     char* packed = scratch(n_rows * row_bytes);
     pack_x(table, job, blocks, packed);
 

@@ -66,7 +66,7 @@ const BlockLinearKernels& kernels_of(const BlockLinear&, Dtype dtype) {
 int64_t panel_bytes_of(const Linear& job, Dtype dtype) { return panel_bytes(job.k, dtype); }
 int64_t panel_bytes_of(const BlockLinear& job, Dtype) { return panel_bytes(job.k, job.format); }
 int64_t x_row_bytes(const Linear& job, Dtype dtype) { return units_of(job.k, dtype) * kernels_of(job, dtype).x_unit_bytes; }
-int64_t x_row_bytes(const BlockLinear& job, Dtype) { return blocks_of(job.k) * x_block_bytes; }
+int64_t x_row_bytes(const BlockLinear& job, Dtype) { return blocks_of(job.k) * x_block_bytes(job.format); }
 
 // One product for each group: rows of `job.x` and `job.y` are places, `job.weight` and `job.bias` those of expert 0.
 template <class Job>
@@ -129,6 +129,7 @@ int64_t packed_row_bytes(const ExpertWeights& w, Dtype dtype, int64_t k) {
     Linear dense{};
     BlockLinear blocks{};
     dense.k = blocks.k = k;
+    blocks.format = w.format;
     return w.in_blocks ? x_row_bytes(blocks, dtype) : x_row_bytes(dense, dtype);
 }
 

@@ -1,5 +1,6 @@
 // Moves in and out of weights in blocks: the same for every ISA level.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -19,8 +20,11 @@ struct Lane {
     int64_t lane;
 
     int64_t number_at(int64_t unit) const {
+        if (format.codes == Codes::e4m3) return unit * panel_outputs * block_unit_values + lane;
         return (format.bits == 8 ? unit : unit / 2) * panel_outputs * block_unit_values + lane * block_unit_values;
     }
+    // Between a unit's neighbours.
+    int64_t step() const { return format.codes == Codes::e4m3 ? panel_outputs : 1; }
     int64_t scale_size() const { return format.has_wide_scales ? 4 : 2; }
     int64_t scale_at(int64_t group) const {
         return number_bytes(format.bits) + (group * panel_outputs + lane) * scale_size();
@@ -43,6 +47,26 @@ float read_scale(const char* p, const BlockFormat& format) {
     return to_float(narrow);
 }
 
+// Of a number in memory: what the scale is multiplied with.
+float value_of(int64_t number, const BlockFormat& format) {
+    if (format.codes == Codes::whole) return float(number - format.offset);
+    const bool is_small = format.codes == Codes::e2m1;
+    const int64_t mantissa_bits = is_small ? 1 : 3, sign = is_small ? number >> 3 : number >> 7;
+    const int64_t exponent = number >> mantissa_bits & (is_small ? 3 : 15), mantissa = number & ((1 << mantissa_bits) - 1);
+    const int64_t fraction = exponent ? mantissa | (1 << mantissa_bits) : mantissa;
+    // Twice the value of e2m1.
+    const int shift = int(exponent ? exponent - 1 : 0) - (is_small ? 0 : 9);
+    const float size = std::ldexp(float(fraction), shift);
+    return sign ? -size : size;
+}
+
+void halve(char* p) {
+    float wide;
+    std::memcpy(&wide, p, 4);
+    wide *= 0.5f;
+    std::memcpy(p, &wide, 4);
+}
+
 template <class T>
 void look_up(const BlockEmbedding& job, int64_t id, T* y) {
     const Lane lane{job.format, id % panel_outputs};
@@ -50,9 +74,9 @@ void look_up(const BlockEmbedding& job, int64_t id, T* y) {
     for (int64_t i = 0; i < job.k; ++i) {
         const char* block = block_at(const_cast<void*>(job.weight), id, job.k, job.format, i / block_values);
         const int64_t within = i % block_values, unit = within / block_unit_values, group = within / job.format.group;
-        const int64_t byte = uint8_t(block[lane.number_at(unit) + within % block_unit_values]);
+        const int64_t byte = uint8_t(block[lane.number_at(unit) + within % block_unit_values * lane.step()]);
         const int64_t number = (unit % 2 ? byte >> shift_bits : byte) & mask;
-        const float product = float(number - job.format.offset) * read_scale(block + lane.scale_at(group), job.format);
+        const float product = value_of(number, job.format) * read_scale(block + lane.scale_at(group), job.format);
         const float least = job.format.has_minimum ? read_scale(block + lane.minimum_at(group), job.format) : 0.0f;
         y[i] = converted<T>(job.format.has_minimum ? product + least : product);
     }
@@ -69,7 +93,9 @@ void pack_row(const PackBlocks& job, int64_t row) {
         uint8_t values[block_values] = {};
         const int64_t n = std::min(block_values, job.k - block * block_values);
         std::memcpy(values, numbers + block * block_values, size_t(n));
-        if (job.format.bits == 8) {
+        if (job.format.codes == Codes::e4m3) {
+            for (int64_t i = 0; i < block_values; ++i) to[i * panel_outputs + lane.lane] = char(values[i]);
+        } else if (job.format.bits == 8) {
             for (int64_t unit = 0; unit < block_units; ++unit) std::memcpy(to + lane.number_at(unit), values + unit * 4, 4);
         } else {
             for (int64_t unit = 0; unit < block_units; unit += 2)
@@ -80,6 +106,7 @@ void pack_row(const PackBlocks& job, int64_t row) {
             const int64_t from = block * (block_values / job.format.group) + group;
             if (from >= groups) break;
             std::memcpy(to + lane.scale_at(group), scales + from * size, size_t(size));
+            if (job.format.codes == Codes::e2m1) halve(to + lane.scale_at(group));
             if (job.format.has_minimum) std::memcpy(to + lane.minimum_at(group), minima + from * size, size_t(size));
         }
     }

@@ -17,11 +17,18 @@ from headrace.ops.reference.block_linear import make as make_reference
 from headrace.quant.formats import BlockFormat, BlockRows
 
 CPU = torch.device("cpu")
-FORMATS = tuple(
+WHOLE = [
     BlockFormat(bits, offset, group, has_minimum=minimum, has_wide_scales=wide)
     for bits, offset in ((4, 0), (4, 8), (8, 32), (8, 128))
     for group, wide in ((32, False), (32, True), (16, True))
     for minimum in (False, True)
+]
+FORMATS = (
+    *WHOLE,
+    BlockFormat(4, 0, has_wide_scales=True, codes="e2m1"),
+    BlockFormat(4, 0, 16, has_wide_scales=True, codes="e2m1"),
+    BlockFormat(8, 0, codes="e4m3"),
+    BlockFormat(8, 0, has_wide_scales=True, codes="e4m3"),
 )
 formats = st.sampled_from(FORMATS)
 dtypes = st.sampled_from((torch.float32, torch.bfloat16))
@@ -54,6 +61,9 @@ def rows_of(form: BlockFormat, n_out: int, n_in: int, seed: int = 0) -> BlockRow
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.randint(0, 1 << form.bits, (n_out, n_in), generator=generator, dtype=torch.uint8)
     numbers[0] = (1 << form.bits) - 1
+    if form.codes == "e4m3":
+        # What is not a number has no place in a weight.
+        numbers[(numbers & 127) == 127] = 126
     numbers[-1, ::2] = 0
     scales = noise(n_out, form.groups(n_in), seed=seed + 1, dtype=form.scale_dtype)
     minima = noise(n_out, form.groups(n_in), seed=seed + 2, dtype=form.scale_dtype) if form.has_minimum else None
@@ -121,6 +131,8 @@ def test_the_reference_multiplies_rounded_activations_with_the_weights_values(
     b = noise(n_out, seed=seed + 5, dtype=dtype) if bias else None
     rounded = round_rows(x)
     near = (rounded.numbers.double() * rounded.scales.double().unsqueeze(2)).flatten(1)[:, :n_in]
+    if form.codes == "e4m3":
+        near = x.double()
     values = rows.values().double()
     exact = near @ values.T + (0 if b is None else b.double())
     # Of a value with a minimum, both terms count.

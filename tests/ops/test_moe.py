@@ -251,6 +251,8 @@ FORMS = [
     BlockFormat(bits=4, offset=8),
     BlockFormat(bits=4, offset=0, has_minimum=True),
     BlockFormat(bits=8, offset=32, group=16, has_wide_scales=True),
+    BlockFormat(bits=4, offset=0, has_wide_scales=True, codes="e2m1"),
+    BlockFormat(bits=8, offset=0, codes="e4m3"),
 ]
 
 
@@ -263,6 +265,8 @@ class BlockLayer:
         n, self.weights, self.rows = shape.n_experts, [], []
         for form, (n_out, n_in) in zip(forms, ((shape.gate_up, shape.size), (shape.size, shape.inner)), strict=True):
             numbers = torch.randint(0, 1 << form.bits, (n * n_out, n_in), dtype=torch.uint8, generator=rng)
+            if form.codes == "e4m3":
+                numbers[(numbers & 127) == 127] = 126  # no NaN
             size = (n * n_out, form.groups(n_in))
             scales, minima = (torch.randn(size, generator=rng).to(form.scale_dtype) / 64 for _ in range(2))
             self.rows.append(BlockRows(form, numbers, scales, minima if form.has_minimum else None))

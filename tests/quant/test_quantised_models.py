@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from headrace import LLM, SamplingParams
 from headrace.core.errors import ConfigError
@@ -21,6 +23,7 @@ from headrace.ops.table import select_ops
 from headrace.quant.formats import INT4, INT8
 from headrace.quant.schemes import NO_SCHEME, AtLoad, FromFile
 from headrace.weights.checkpoint import open_checkpoint
+from headrace.weights.dummy import write_safetensors
 from parity.harness import ModelRun
 from plain_weights import plain, set_plain
 from tiny_text import write_tokenizer
@@ -56,14 +59,16 @@ def weights(model: Any) -> list[Weight]:
 
 def in_blocks_and_dense(path: Path, scheme: Any) -> tuple[Any, Any]:
     """A model with weights in blocks, and one of their values whose products round activations alike: of the head where
-    that is in blocks too."""
+    that is in blocks too, and none where weights are floats of few bits."""
     checkpoint = open_checkpoint(path)
     ops = select_ops("cpu", torch.float32)
     ctx = BuildContext(ops, scheme=scheme or FromFile(checkpoint))
     model = build_model(checkpoint.config(), ctx)
     model.load(checkpoint)
     rounded = RoundedLinear(0 if model.head.weight.formats else model.head.weight.shape[0])
-    dense = build_model(checkpoint.config(), replace(ctx, ops=replace(ops, linear=rounded), scheme=NO_SCHEME))
+    floats = any(form.codes == "e4m3" for weight in weights(model) for form in weight.formats.values())
+    linear = ReferenceLinear() if floats else rounded
+    dense = build_model(checkpoint.config(), replace(ctx, ops=replace(ops, linear=linear), scheme=NO_SCHEME))
     dense.load(checkpoint)
     checkpoint.close()
     return model, dense
@@ -128,16 +133,44 @@ def test_forms_of_folders_stay_as_they_are(name, folder, tmp_path):
     assert_near(path, model, dense, n_rows=4)
 
 
-def test_experts_in_a_form_of_a_folder(tmp_path):
+@pytest.mark.parametrize("name", ["gptq-4", "modelopt-fp8", "modelopt-nvfp4"])
+def test_experts_in_a_form_of_a_folder(name, tmp_path):
     with torch.no_grad():
         plain_folder = tiny.save(tiny.make("qwen3-moe", moe_intermediate_size=64), tmp_path / "plain")
-    path = requantise(plain_folder, tmp_path / "gptq", "gptq-4")
+    path = requantise(plain_folder, tmp_path / name, name)
     model, dense = in_blocks_and_dense(path, None)
-    assert model.weight_formats()["4 bits in groups of 32"] > 0
-    assert set(model.weight_formats()) == {"4 bits in groups of 32", "float32"}
+    form = str(next(iter(weights(model)[1].formats.values())))
+    assert set(model.weight_formats()) == {form, "float32"}
     run = ModelRun(path)
     # Experts of floats round no activations.
     assert (logprobs(path, run, model) - logprobs(path, run, dense)).abs().mean() < 0.05
+
+
+def test_experts_of_gpt_oss_stay_in_mxfp4(tmp_path):
+    with torch.no_grad():
+        path = tiny.save(tiny.make("gpt-oss"), tmp_path)
+    tensors, generator = load_file(path / "model.safetensors"), torch.Generator().manual_seed(1)
+    for name in [name for name in tensors if "experts" in name and name.endswith("_proj")]:
+        n, k, m = tensors.pop(name).shape
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (n, m, k // 32, 16), dtype=torch.uint8, generator=generator)
+        tensors[f"{name}_scales"] = torch.randint(121, 125, (n, m, k // 32), dtype=torch.uint8, generator=generator)
+    config = json.loads((path / "config.json").read_text())
+    write_safetensors(path, config | {"quantization_config": {"quant_method": "mxfp4"}}, tensors)
+    model, dense = in_blocks_and_dense(path, None)
+    assert model.weight_formats()["4 bits in groups of 32 as e2m1 (fp32 scales)"] == 8
+    for one, other in zip(weights(model), weights(dense), strict=True):
+        if one.formats:
+            assert torch.equal(expert_values(one), expert_values(other))
+    # Nothing but the experts rounds activations; their weights here are large, and so is what that moves.
+    run = ModelRun(path)
+    plain_run = run.logprobs(PROMPT)
+    assert 0 < (logprobs(path, run, model) - plain_run).abs().mean() < 0.1
+
+
+def expert_values(weight: Weight) -> torch.Tensor:
+    """Of all experts, one below another."""
+    one = weight.ops._one
+    return torch.cat([one.embed(torch.arange(expert.n_out), expert) for expert in weight.data.experts])
 
 
 def test_what_is_unpacked_is_said(folder, tmp_path, caplog):

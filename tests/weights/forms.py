@@ -170,10 +170,10 @@ def _modelopt_nvfp4(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return tensors, values
 
 
-def _modelopt(algorithm: str, write: Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]], kept: bool) -> Form:
+def _modelopt(algorithm: str, write: Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]) -> Form:
     """As older versions write it, with nothing in ``config.json``."""
     quantization = {"quant_algo": algorithm, "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
-    return Form({}, write, kept, files={"hf_quant_config.json": {"quantization": quantization}})
+    return Form({}, write, files={"hf_quant_config.json": {"quantization": quantization}})
 
 
 def requantise(plain: Path, folder: Path, name: str) -> Path:
@@ -220,19 +220,19 @@ FORMS = {
     "ct-int8-packed": _compressed("pack-quantized", **_INT8, strategy="channel", symmetric=True),
     "ct-int8": _compressed("int-quantized", **_INT8, strategy="channel", symmetric=True),
     "ct-int8-tensor-zero": _compressed("int-quantized", 1e-6, **_INT8, strategy="tensor", symmetric=False),
-    "ct-fp8": _compressed("float-quantized", kept=False, **_FP8, strategy="tensor", symmetric=True),
-    "ct-fp8-row": _compressed("float-quantized", kept=False, **_FP8, strategy="channel", symmetric=True),
+    "ct-fp8": _compressed("float-quantized", **_FP8, strategy="tensor", symmetric=True),
+    "ct-fp8-row": _compressed("float-quantized", **_FP8, strategy="channel", symmetric=True),
     "ct-fp8-blocks": _compressed(
-        "float-quantized", kept=False, **_FP8, strategy="block", block_structure=[32, 64], symmetric=True
+        "float-quantized", **_FP8, strategy="block", block_structure=[32, 64], symmetric=True
     ),
     "ct-nvfp4": _compressed(
-        "nvfp4-pack-quantized", 3e-7, kept=False, **_FP4, strategy="tensor_group", group_size=16, symmetric=True,
+        "nvfp4-pack-quantized", 3e-7, **_FP4, strategy="tensor_group", group_size=16, symmetric=True,
         scale_dtype=torch.float8_e4m3fn,
     ),
     "ct-mxfp4": _compressed(
-        "mxfp4-pack-quantized", kept=False, **_FP4, strategy="group", group_size=32, symmetric=True,
+        "mxfp4-pack-quantized", **_FP4, strategy="group", group_size=32, symmetric=True,
         scale_dtype=torch.uint8,
     ),
-    "modelopt-fp8": _modelopt("FP8", _modelopt_fp8, kept=False),
-    "modelopt-nvfp4": _modelopt("NVFP4", _modelopt_nvfp4, kept=False),
+    "modelopt-fp8": _modelopt("FP8", _modelopt_fp8),
+    "modelopt-nvfp4": _modelopt("NVFP4", _modelopt_nvfp4),
 }  # fmt: skip

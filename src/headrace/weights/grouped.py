@@ -16,9 +16,6 @@ from .files import Rows, slices
 Read = Callable[[int, int], torch.Tensor]
 """Rows [first, last) of something that a matrix has a row of for each output."""
 
-KERNELS: tuple[Codes, ...] = ("whole",)
-"""What there are products with."""
-
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -64,8 +61,8 @@ class Grouped:
             return "groups are not of neighbours (desc_act)"
         if self.factors is not None:
             return "inputs have factors of their own (pre_quant_scale)"
-        if self.codes not in KERNELS:
-            return f"there are no kernels for {self.codes}"
+        if self.codes == "e4m3" and self._width != BLOCK:
+            return f"groups of {self.group} are not a multiple of 32"
         return "" if self._width else f"groups of {self.group} are not a multiple of 16"
 
     @property
@@ -80,7 +77,7 @@ class Grouped:
         """How it is kept without loss, or None."""
         if self.why_dense:
             return None
-        wide = not self.has_half_scales or self._width == 16 or self.zero is None
+        wide = not self.has_half_scales or self._width == 16 or self.zero is None or self.codes == "e2m1"
         return BlockFormat(
             self.bits,
             self.zero or 0,

@@ -19,7 +19,7 @@ from headrace.quant.formats import BlockFormat, BlockRows, decode
 from .few_bits import pairs
 from .files import Rows, slices
 from .forms import Found, check_part
-from .grouped import KERNELS, Grouped, Parts
+from .grouped import Grouped, Parts
 from .safetensors import SafetensorsCheckpoint
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
@@ -45,6 +45,8 @@ class Mxfp4Experts:
 
     dtype = torch.bfloat16
     label = "MXFP4 experts"
+    why_dense = ""
+    format = _FORMAT
 
     def __init__(self, stored: SafetensorsCheckpoint, names: frozenset[str], base: str) -> None:
         self._read = stored.part
@@ -58,14 +60,6 @@ class Mxfp4Experts:
         check_part(stored, self.stored, (torch.uint8,), shape)
         check_part(stored, self._scales, (torch.uint8,), shape[:3])
         self.shape = (shape[0], _BLOCK * shape[2], shape[1])
-
-    @property
-    def why_dense(self) -> str:
-        return "" if "e2m1" in KERNELS else "there are no kernels for e2m1"
-
-    @property
-    def format(self) -> BlockFormat | None:
-        return None if self.why_dense else _FORMAT
 
     def rows(self, path: Path) -> Rows:
         def read(first: int, last: int) -> torch.Tensor:

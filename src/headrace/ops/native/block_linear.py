@@ -17,6 +17,9 @@ from .workspace import empty
 
 _core = native()
 
+_CODES = ("whole", "e2m1", "e4m3")
+"""In the core's order."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedBlocks:
@@ -35,7 +38,9 @@ class NativeBlockLinear:
 
     def __init__(self, form: BlockFormat) -> None:
         self._format = form
-        self.core_format = _core.BlockFormat(form.bits, form.offset, form.group, form.has_minimum, form.has_wide_scales)
+        self.core_format = _core.BlockFormat(
+            form.bits, form.offset, form.group, form.has_minimum, form.has_wide_scales, _CODES.index(form.codes)
+        )
 
     def nbytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         return int(_core.packed_block_bytes(*shape, self.core_format))

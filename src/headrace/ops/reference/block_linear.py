@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from headrace.ops.block_linear import StackedBlocks, whole_segments
 from headrace.ops.linear import LinearOps
-from headrace.quant.formats import BLOCK, BlockFormat, BlockRows
+from headrace.quant.formats import BLOCK, BlockFormat, BlockRows, decode
 
 _SMALLEST = 2.0**-100
 
@@ -98,10 +98,14 @@ class ReferenceBlockLinear:
         dtype: torch.dtype | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        rounded = round_rows(x)
-        n_blocks = rounded.scales.shape[1]
+        n_blocks = -(-x.shape[1] // BLOCK)
         each = n_blocks // whole_segments(segments, x.shape[1])
-        sums = [self._sum(rounded, weight.rows, first, first + each) for first in range(0, n_blocks, each)]
+        starts = range(0, n_blocks, each)
+        if self._format.codes == "e4m3":
+            sums = [self._float_sum(x.float(), weight.rows, first, first + each) for first in starts]
+        else:
+            rounded = round_rows(x)
+            sums = [self._sum(rounded, weight.rows, first, first + each) for first in starts]
         y = sums[0] if len(sums) == 1 else (sums[0] + sums[1]) + (sums[2] + sums[3])
         y = (y if bias is None else y + bias.float()).to(dtype or x.dtype)
         return y if out is None else out.copy_(y)
@@ -109,17 +113,31 @@ class ReferenceBlockLinear:
     def _sum(self, x: RoundedRows, rows: BlockRows, first: int, last: int) -> torch.Tensor:
         """Over blocks [first, last): [T, n_out]."""
         form, n_groups = self._format, BLOCK // self._format.group
+        # e2m1 is whole when doubled.
+        times = 2.0 if form.codes == "e2m1" else 1.0
         total = x.scales.new_zeros(x.scales.shape[0], rows.numbers.shape[0])
         for group in range(first * n_groups, min(last * n_groups, rows.scales.shape[1])):
             block, place = divmod(group, n_groups)
-            weights = rows.numbers[:, group * form.group : (group + 1) * form.group].float() - form.offset
+            numbers = rows.numbers[:, group * form.group : (group + 1) * form.group]
+            weights = decode(numbers, form.codes) * times - form.offset
             start = place * form.group
-            numbers = x.numbers[:, block, start : start + weights.shape[1]]
+            rounded = x.numbers[:, block, start : start + weights.shape[1]]
             scale = x.scales[:, block, None]
             # Whole numbers below 2^24: exact in any order.
-            total = fma(numbers @ weights.T, rows.scales[:, group].float() * scale, total)
+            total = fma(rounded @ weights.T, rows.scales[:, group].float() / times * scale, total)
             if rows.minima is not None:
-                total = fma(rows.minima[:, group].float(), scale * numbers.sum(1, keepdim=True), total)
+                total = fma(rows.minima[:, group].float(), scale * rounded.sum(1, keepdim=True), total)
+        return total
+
+    def _float_sum(self, x: torch.Tensor, rows: BlockRows, first: int, last: int) -> torch.Tensor:
+        """Over blocks [first, last) of numbers that are multiplied as floats: [T, n_out]."""
+        total = x.new_zeros(x.shape[0], rows.numbers.shape[0])
+        weights = decode(rows.numbers, self._format.codes) * 2.0**-8
+        for block in range(first, min(last, rows.scales.shape[1])):
+            part = torch.zeros_like(total)
+            for i in range(block * BLOCK, min((block + 1) * BLOCK, x.shape[1])):
+                part = fma(weights[:, i], x[:, i, None], part)
+            total = fma(part, rows.scales[:, block].float() * 2.0**8, total)
         return total
 
     def embed(self, ids: torch.Tensor, weight: PlainBlocks) -> torch.Tensor:
