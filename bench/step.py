@@ -57,7 +57,7 @@ class Step:
     def __init__(self, config: dict[str, object], dtype: torch.dtype, n_seqs: int, context: int, new: int,
                  quantization: str | None, cache: torch.dtype) -> None:  # fmt: skip
         ops = select_ops("cpu", dtype, kv_dtype=cache)
-        ctx = BuildContext(ops, dtype, kv_dtype=cache, scheme=scheme_for(quantization, None))
+        ctx = BuildContext(ops, dtype, kv_dtype=cache, scheme=scheme_for(quantization, None, ops.round_blocks))
         self.model = build_model(config, ctx)
         shapes, zero = self.model.tensor_shapes(), self.model.zero_centred()
         self.model.load(DummyCheckpoint(config, shapes, seed=0, dtype=dtype, zero_centred=zero), threads=usable_cpus())

@@ -1,4 +1,5 @@
 #include "ops/block_linear.h"
+#include "ops/round_blocks.h"
 
 #include "bindings/bind.h"
 #include "graph/tape.h"
@@ -24,6 +25,13 @@ void bind_block_linear(nb::module_& m) {
             run(PackBlocks{pointer<const uint8_t>(numbers), pointer(scales), pointer(minima), pointer(weight), k, first_row,
                            format},
                 n_rows);
+        },
+        nb::call_guard<nb::gil_scoped_release>());
+    m.def(
+        "round_blocks",
+        [](uintptr_t x, uintptr_t numbers, uintptr_t scales, int dtype, int64_t n_rows, int64_t k, int bits) {
+            return run(RoundBlocks{pointer(x), pointer<uint8_t>(numbers), pointer<half>(scales), k, bits}, Dtype(dtype),
+                       n_rows);
         },
         nb::call_guard<nb::gil_scoped_release>());
     m.def(

@@ -12,7 +12,7 @@ using namespace headrace;
 
 NB_MODULE(_native, m) {
     m.doc() = "The native core. Use it through headrace.ops.native.";
-    m.attr("interface") = 6;
+    m.attr("interface") = 7;
     m.def("level", [] { return level(); });
     m.def("runnable_levels", &runnable_levels);
     m.def("built_levels", &built_levels);

@@ -15,6 +15,7 @@
 #include "kernels/norm.h"
 #include "kernels/recurrent.h"
 #include "kernels/roofline.h"
+#include "kernels/round_blocks.h"
 #include "kernels/sampler.h"
 #include "kernels/table.h"
 
@@ -76,6 +77,8 @@ const KernelTable& HEADRACE_TABLE() {
         .layer_norm_bf16 = layer_norm<bf16>,
         .rms_norm_f32 = rms_norm<float>,
         .rms_norm_bf16 = rms_norm<bf16>,
+        .round_blocks_f32 = round_blocks<float>,
+        .round_blocks_bf16 = round_blocks<bf16>,
         .recurrent = {{recur<Recurrent::gated_delta, float>, recur<Recurrent::gated_delta, bf16>},
                       {recur<Recurrent::mamba2, float>, recur<Recurrent::mamba2, bf16>}},
         .sampler_largest = sampler_largest,

@@ -11,6 +11,7 @@
 #include "kernels/moe_args.h"
 #include "kernels/norm_args.h"
 #include "kernels/recurrent_args.h"
+#include "kernels/round_blocks_args.h"
 #include "kernels/sampler_args.h"
 
 namespace headrace {
@@ -78,6 +79,9 @@ struct KernelTable {
     void (*layer_norm_bf16)(const LayerNorm&, int64_t first_row, int64_t last_row);
     void (*rms_norm_f32)(const RmsNorm&, int64_t first_row, int64_t last_row);
     void (*rms_norm_bf16)(const RmsNorm&, int64_t first_row, int64_t last_row);
+
+    int64_t (*round_blocks_f32)(const RoundBlocks&, int64_t row);
+    int64_t (*round_blocks_bf16)(const RoundBlocks&, int64_t row);
 
     void (*recurrent[int(Recurrent::count)][2])(const Recurrence&, const StateRows&, int64_t unit, float* scratch);
 

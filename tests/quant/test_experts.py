@@ -15,9 +15,9 @@ from headrace.layers.base import BuildContext, Weight
 from headrace.layers.moe import Experts, SigmoidRouter, SoftmaxRouter
 from headrace.models.registry import build_model
 from headrace.ops.native import core
+from headrace.ops.reference.round_blocks import round_blocks
 from headrace.ops.table import select_ops
 from headrace.quant.formats import INT4, INT8
-from headrace.quant.rounding import to_int4, to_int8
 from headrace.quant.schemes import NO_SCHEME, AtLoad, FromFile
 from headrace.weights.checkpoint import Checkpoint, open_checkpoint
 from parity.harness import ModelRun
@@ -59,15 +59,14 @@ def logprobs(path: Path, model: Any, forced: str | None = None) -> torch.Tensor:
 def test_experts_are_rounded_at_load(variant: str, form: Any, tmp_path: Path) -> None:
     folder = tiny.save(tiny.make(variant), tmp_path)
     checkpoint = open_checkpoint(folder)
-    model, dense = loaded(checkpoint, AtLoad(form)), loaded(checkpoint, NO_SCHEME)
-    to_blocks = to_int8 if form is INT8 else to_int4
+    model, dense = loaded(checkpoint, AtLoad(form, round_blocks)), loaded(checkpoint, NO_SCHEME)
     for one, other in zip(expert_weights(model), expert_weights(dense), strict=True):
         assert set(one.formats.values()) == {form}
-        assert torch.equal(values(one), to_blocks(values(other)).values())
+        assert torch.equal(values(one), round_blocks(values(other), form).values())
     # The same bits of products; activations between them may differ in the last bit, and then a number is rounded the
     # other way.
     ours = logprobs(folder, model)
-    theirs = logprobs(folder, loaded(checkpoint, AtLoad(form), "reference"), "reference")
+    theirs = logprobs(folder, loaded(checkpoint, AtLoad(form, round_blocks), "reference"), "reference")
     moved = (ours - logprobs(folder, dense)).abs().mean()
     assert 1e-3 < moved < (0.5 if form is INT8 else 2.0)
     assert (ours - theirs).abs().mean() < 0.2 * moved
@@ -80,7 +79,7 @@ def test_what_stays_in_floats_is_said(tmp_path: Path, caplog: pytest.LogCaptureF
     checkpoint = open_checkpoint(tiny.save(tiny.make("deepseek-v3"), tmp_path))
     loaded(checkpoint, NO_SCHEME)
     assert not caplog.messages
-    loaded(checkpoint, AtLoad(INT8))
+    loaded(checkpoint, AtLoad(INT8, round_blocks))
     assert [message for message in caplog.messages if "kv_b_proj stays in torch.float32" in message]
 
 

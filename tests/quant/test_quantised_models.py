@@ -19,6 +19,7 @@ from headrace.layers.base import BuildContext, Weight
 from headrace.models.registry import build_model
 from headrace.ops.reference.block_linear import round_rows
 from headrace.ops.reference.linear import ReferenceLinear
+from headrace.ops.reference.round_blocks import round_blocks
 from headrace.ops.table import select_ops
 from headrace.quant.formats import INT4, INT8
 from headrace.quant.schemes import NO_SCHEME, AtLoad, FromFile
@@ -82,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("form", [INT8, INT4], ids=["int8", "int4"])
 def test_rounded_at_load_computes_what_the_rounded_values_do(form, folder):
-    model, dense = in_blocks_and_dense(folder, AtLoad(form))
+    model, dense = in_blocks_and_dense(folder, AtLoad(form, round_blocks))
     for one, other in zip(weights(model), weights(dense), strict=True):
         values = plain_values(one)
         assert 0 < (values - plain(other)).square().mean() < (1e-2 if form is INT4 else 5e-5) * values.square().mean()

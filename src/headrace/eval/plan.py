@@ -94,7 +94,8 @@ def kind(spec: CacheSpec) -> str:
 
 def _build(config: Mapping[str, Any], precision: str) -> Model:
     dtype, algorithm = PRECISIONS[precision]
-    return build_model(config, BuildContext(select_ops("cpu", dtype), dtype, scheme=scheme_for(algorithm, None)))
+    ops = select_ops("cpu", dtype)
+    return build_model(config, BuildContext(ops, dtype, scheme=scheme_for(algorithm, None, ops.round_blocks)))
 
 
 def _weights(precision: str, model: Model) -> Weights:

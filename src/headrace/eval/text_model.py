@@ -74,7 +74,7 @@ class TextModel:
         try:
             kv_dtype = mode.kv_dtype or mode.dtype
             self._ops = select_ops("cpu", mode.dtype, kv_dtype=kv_dtype)
-            scheme = scheme_for(mode.quant_algo, checkpoint)
+            scheme = scheme_for(mode.quant_algo, checkpoint, self._ops.round_blocks)
             ctx = BuildContext(self._ops, mode.dtype, max_seq_len=n_tokens, kv_dtype=kv_dtype, scheme=scheme)
             self._model = build_model(checkpoint.config(), ctx)
             if n_tokens > self._model.max_positions:

@@ -15,6 +15,7 @@ import torch
 
 from headrace.cache.specs import CacheSpec, RecurrentState
 from headrace.core.errors import ConfigError, did_you_mean
+from headrace.quant.formats import BlockFormat, BlockRows
 
 from .attention import AttentionBackend, EncoderAttention
 from .batch import Batch
@@ -60,6 +61,7 @@ class Ops:
     block_linear: MakeBlockLinear
     """Makes linear operators for weights in blocks."""
     low_rank: LowRankOps
+    round_blocks: Callable[[torch.Tensor, BlockFormat], BlockRows]
     rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     rms_norm_plus_one: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     layer_norm: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -109,6 +111,7 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "linear": (_native("linear", "LINEAR"), _reference("linear", "LINEAR")),
     "block_linear": (_native("block_linear", "make"), _reference("block_linear", "make")),
     "low_rank": (_native("low_rank", "LOW_RANK"), _reference("low_rank", "LOW_RANK")),
+    "round_blocks": (_native("round_blocks", "round_blocks"), _reference("round_blocks", "round_blocks")),
     "rms_norm": (_native("norm", "rms_norm"), _reference("norm", "rms_norm")),
     "rms_norm_plus_one": (_native("norm", "rms_norm_plus_one"), _reference("norm", "rms_norm_plus_one")),
     "layer_norm": (_native("norm", "layer_norm"), _reference("norm", "layer_norm")),

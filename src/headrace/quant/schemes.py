@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .formats import INT4, INT8, BlockFormat, BlockRows
-from .rounding import to_int4, to_int8
+from .formats import INT8, BlockFormat, BlockRows
 
 
 class Scheme(Protocol):
@@ -37,7 +36,8 @@ class NoScheme:
         raise NotImplementedError(f"{name} is not in blocks")
 
 
-_ROUNDING: dict[BlockFormat, Callable[[torch.Tensor], BlockRows]] = {INT8: to_int8, INT4: to_int4}
+RoundBlocks = Callable[[torch.Tensor, BlockFormat], BlockRows]
+"""Float rows in ``INT8`` or ``INT4``."""
 
 
 class AtLoad:
@@ -47,15 +47,16 @@ class AtLoad:
         weights: the format of weights; ``INT8`` or ``INT4``. Tables are in ``INT8`` either way.
     """
 
-    def __init__(self, weights: BlockFormat) -> None:
+    def __init__(self, weights: BlockFormat, round_blocks: RoundBlocks) -> None:
         self._weights = weights
+        self._round_blocks = round_blocks
 
     def format(self, name: str, *, is_table: bool) -> BlockFormat:
         return INT8 if is_table else self._weights
 
     def rows(self, checkpoint: Any, name: str, form: BlockFormat) -> Iterator[tuple[int, BlockRows]]:
         for first, rows in checkpoint.rows(name):
-            yield first, _ROUNDING[form](rows)
+            yield first, self._round_blocks(rows, form)
 
 
 class FromFile:

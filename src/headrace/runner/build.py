@@ -180,7 +180,8 @@ def _adapted_model(
     source: ModelSource, ctx: BuildContext, algorithm: str | None, adapters: Adapters | NoAdapters
 ) -> Model:
     """The model that requests are for, without memory yet."""
-    model = build_model(source.config, replace(ctx, scheme=scheme_for(algorithm, source.checkpoint), adapters=adapters))
+    scheme = scheme_for(algorithm, source.checkpoint, ctx.ops.round_blocks)
+    model = build_model(source.config, replace(ctx, scheme=scheme, adapters=adapters))
     adapters.check_targets()
     return model
 

@@ -75,7 +75,8 @@ class _ByModel:
     taps = NO_TAPS
 
     def __init__(self, source: ModelSource, ctx: BuildContext, algorithm: str | None, target: Model, max_seq_len: int):
-        draft = build_model(source.config, replace(ctx, scheme=scheme_for(algorithm, source.checkpoint)))
+        scheme = scheme_for(algorithm, source.checkpoint, ctx.ops.round_blocks)
+        draft = build_model(source.config, replace(ctx, scheme=scheme))
         check_draft_model(draft, target, max_seq_len)
         self.models: tuple[Model, ...] = (draft,)
 

@@ -6,7 +6,7 @@ import logging
 
 from headrace.core.errors import ConfigError
 from headrace.quant.formats import INT4, INT8
-from headrace.quant.schemes import NO_SCHEME, AtLoad, FromFile, Scheme
+from headrace.quant.schemes import NO_SCHEME, AtLoad, FromFile, RoundBlocks, Scheme
 from headrace.weights.checkpoint import Checkpoint
 from headrace.weights.gguf import GgufCheckpoint
 from headrace.weights.quantised import QuantisedCheckpoint
@@ -14,7 +14,7 @@ from headrace.weights.quantised import QuantisedCheckpoint
 log = logging.getLogger("headrace")
 
 
-def scheme_for(quant_algo: str | None, checkpoint: Checkpoint | None) -> Scheme:
+def scheme_for(quant_algo: str | None, checkpoint: Checkpoint | None, round_blocks: RoundBlocks) -> Scheme:
     """``quant_algo``: as in ``QuantConfig``, or None. Raises ``ConfigError`` if the checkpoint is none for it.
 
     Says in the log what of a quantised folder is unpacked.
@@ -29,7 +29,7 @@ def scheme_for(quant_algo: str | None, checkpoint: Checkpoint | None) -> Scheme:
             return FromFile(checkpoint)
     if quant_algo in (None, "none"):
         return NO_SCHEME
-    return AtLoad(INT8 if quant_algo == "int8" else INT4)
+    return AtLoad(INT8 if quant_algo == "int8" else INT4, round_blocks)
 
 
 def _gguf(checkpoint: Checkpoint | None) -> Scheme:

@@ -9,7 +9,7 @@ import torch
 
 from headrace.core.errors import ConfigError, EngineError
 
-INTERFACE = 6
+INTERFACE = 7
 """Of the functions of the module; raised together with ``interface`` in native/bindings/module.cpp."""
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
