@@ -103,7 +103,7 @@ class _ByHead:
         # Calls, not layers: what belongs to the target is not the head's to load.
         tables = (target.embed.__call__, target.head.__call__)
         # No output depends on it, and a draft costs what reading its weights costs: 8 bits, but where all is exact.
-        scheme = NO_SCHEME if ctx.dtype is torch.float32 else AtLoad(INT8)
+        scheme = NO_SCHEME if ctx.dtype is torch.float32 else AtLoad(INT8, ctx.ops.round_blocks)
         self.head = Eagle3Head(source.config, replace(ctx, scheme=scheme), checkpoint, *tables, sizes)
         self.models: tuple[Model, ...] = (self.head,)
         self.taps = tap_layers(target, layers, "EagleDecodingConfig.eagle3_layers_to_capture, or the head's own ids")
