@@ -24,6 +24,10 @@ class DecodingBaseConfig(Config):
     acceptance_length_threshold: Annotated[float, Field(gt=1.0)] | None = None
     """No drafts any more once the checks in the window have yielded fewer tokens each on average."""
 
+    def model_post_init(self, context: Any, /) -> None:
+        # What tells the kinds apart counts as given: a dump of what was given can be read again.
+        self.model_fields_set.add("decoding_type")
+
     @model_validator(mode="after")
     def _window_and_threshold(self) -> DecodingBaseConfig:
         if (self.acceptance_window is None) != (self.acceptance_length_threshold is None):

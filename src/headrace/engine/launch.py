@@ -38,7 +38,7 @@ def launch_engine(
     path = find_model(args, phases)
     # Only what was set: the engine tells a setting from a default.
     given = args.model_fields_set - {"tokenizer", "tokenizer_revision", "revision"}
-    settings = args.model_dump(mode="json", include=given)
+    settings = args.model_dump(mode="json", include=given, exclude_unset=True)
     backend = RemoteBackend.build(started or spawn(), settings | {"model": str(path)}, clock, heartbeat_limit)
     try:
         # While the other process imports torch.

@@ -92,7 +92,10 @@ def _known_role(role: Any) -> Any:
     return role
 
 
-_PART = {"oneOf": [TextPart.model_json_schema(), ImagePart.model_json_schema()]}
+# In one piece: a reference to a definition would lead nowhere in the document.
+_IMAGE_PART = {name: part for name, part in ImagePart.model_json_schema().items() if name != "$defs"}
+_IMAGE_PART["properties"] |= {"image_url": ImageUrl.model_json_schema()}
+_PART = {"oneOf": [TextPart.model_json_schema(), _IMAGE_PART]}
 _CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _PART}]}
 
 
