@@ -80,9 +80,6 @@ NAMES = tuple(row.name for row in FEATURES)
 TURN = int(os.environ.get("HEADRACE_TURN", time.time() // 86_400))
 """Which sample the slow tier takes: another one every day, or the one that the variable says."""
 
-SLOW_FAMILIES = 2
-"""On how many more families the slow tier shows each pair."""
-
 QUICK_WITH = {
     "best_of": frozenset[str](),
     "logits": frozenset(("chunked_prefill", "kv_reuse", "preemption", "graph", "ngram", "beam_search")),
@@ -165,18 +162,21 @@ def all_cases(turn: int = TURN) -> list[Case]:
     """Every feature alone, every pair, and everything at once, on every family.
 
     Quick are everything at once on every family, and each pair but those of ``QUICK_WITH`` on one, so that every
-    family sees every feature in company. Slow are every feature alone, and each pair on a few more families. A
-    family's cases stand together: they share its plain runs.
+    family sees every feature in company. Slow are every feature alone, and each pair on one family more. Full is the
+    rest. A family's cases stand together: they share its plain runs.
     """
     quick = set(_quick())
     families = (*FAMILIES, *QUANTISED)
     # What products are made of knows no feature: everything at once says most of it, and what fails is found alone.
     cases = [Case(everything(family, index), family, "quick") for index, family in enumerate(families)]
-    cases += [Case((name,), family, "slow") for family in families for name in names_on(family)]
+    cases += [
+        Case((name,), family, "full" if family in QUANTISED else "slow")
+        for family in families
+        for name in names_on(family)
+    ]
     for index, family in enumerate(FAMILIES):
         for place, pair in enumerate(pairs_on(family)):
-            width = SLOW_FAMILIES if is_for_quick(pair) else 1
-            is_drawn = (index - place * SLOW_FAMILIES - turn) % len(FAMILIES) < width
+            is_drawn = (index - place - turn) % len(FAMILIES) == 0
             is_drawn |= family in STATEFUL and set(pair) <= TOUCHING_STATES
             tier: Tier = "quick" if (pair, family) in quick else "slow" if is_drawn else "full"
             cases.append(Case(pair, family, tier))
