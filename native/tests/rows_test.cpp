@@ -20,6 +20,7 @@ double exact_of(Elementwise kind, double x, double other, double c) {
         case Elementwise::relu_squared: return x > 0 ? x * x : 0;
         case Elementwise::soft_cap: return c * std::tanh(x / c);
         case Elementwise::add: return x + other;
+        case Elementwise::add_scaled: return x + c * other;
         case Elementwise::scale: return x * c;
         case Elementwise::clamped_glu: {
             const double gate = std::min(x, c), up = std::max(-c, std::min(c, other));
