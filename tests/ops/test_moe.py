@@ -325,8 +325,8 @@ def test_experts_in_blocks_are_near_the_reference_and_each_row_alone(shape, n_ro
         assert torch.equal(layer.apply(x[rows], Routing(sent.ids[rows], sent.weights[rows])), got[rows])
     other = BlockLayer(reference.EXPERTS, shape, (first, second), seed).apply(x, sent)
     # Where activations differ in the last bit, a number of the inner rows may be rounded the other way: rarely, and by
-    # a step of 1 / 127. What is next to nothing in one may be nothing in the other, where all that is far below zero is.
-    apart, largest = (got - other).abs(), other.abs().max() + 1e-10
+    # a step of 1 / 127. An activation of what is far below zero may be nothing in one and next to nothing in the other.
+    apart, largest = (got - other).abs(), other.abs().max() + 1e-8
     assert apart.median() <= 1e-5 * largest
     assert apart.max() <= 0.05 * largest
 
