@@ -23,6 +23,7 @@ from headrace.core.errors import CheckpointError
 from headrace.models.base import Model
 from headrace.ops.native import core
 from headrace.weights.checkpoint import Checkpoint
+from headrace.weights.files import as_bytes
 from headrace.weights.packed_file import Part, read_packed, write_packed
 
 log = logging.getLogger("headrace")
@@ -114,7 +115,7 @@ class DiskCache:
 
 
 def _view(part: torch.Tensor) -> memoryview:
-    return memoryview(part.numpy())
+    return memoryview(as_bytes(part))
 
 
 def _owns_pages(part: torch.Tensor) -> bool:
