@@ -92,13 +92,15 @@ QUICK_WITH = {
 one has each of the other pairs on a family."""
 
 Tier = Literal["quick", "slow", "full"]
+How = Literal["", "greedy", "drawn", "mixed"]
 
 
-def _possible(pair: tuple[str, ...]) -> bool:
-    return not any(other in (feature(one).excludes or {}) for one, other in itertools.permutations(pair, 2))
+def go_together(names: tuple[str, ...]) -> bool:
+    """Whether the table excludes none of them by another."""
+    return not any(other in (feature(one).excludes or {}) for one, other in itertools.permutations(names, 2))
 
 
-PAIRS = tuple(pair for pair in itertools.combinations(NAMES, 2) if _possible(pair))
+PAIRS = tuple(pair for pair in itertools.combinations(NAMES, 2) if go_together(pair))
 
 
 @cache
@@ -117,7 +119,7 @@ def pairs_on(family: str) -> tuple[tuple[str, ...], ...]:
 def everything(family: str, turn: int) -> tuple[str, ...]:
     """As many features at once as go together. Where some exclude each other, ``turn`` says who goes first."""
     names = names_on(family)
-    rivals = [name for name in names if any(not _possible((name, other)) for other in names)]
+    rivals = [name for name in names if any(not go_together((name, other)) for other in names)]
     shift = turn % max(1, len(rivals))
     order = [*rivals[shift:], *rivals[:shift]]
     if variant_of(family) in STATEFUL:
@@ -125,7 +127,7 @@ def everything(family: str, turn: int) -> tuple[str, ...]:
         order.sort(key="draft_model".__eq__)
     chosen: list[str] = []
     for name in order:
-        if all(_possible((name, other)) for other in chosen):
+        if all(go_together((name, other)) for other in chosen):
             chosen.append(name)
     return tuple(name for name in names if name in chosen or name not in rivals)
 
@@ -152,10 +154,14 @@ class Case:
     names: tuple[str, ...]
     family: str
     tier: Tier
+    how: How = ""
+    """Where it is not empty several requests run at once, whatever the features, and all are greedy, or drawn, or half
+    of them (``kinds.py``)."""
 
     @property
     def id(self) -> str:
-        return f"{'everything' if len(self.names) > 2 else '+'.join(self.names)}-{self.family}"
+        names = "everything" if len(self.names) > 3 else "+".join(self.names)
+        return f"{names}-{self.family}" + (f"-{self.how}" if self.how else "")
 
 
 def all_cases(turn: int = TURN) -> list[Case]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,7 +44,7 @@ DRAFT_HEAD = "head"
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a run has to do: half of the requests are greedy, half sampled at temperature 0.9."""
+    """What a run has to do: requests, some or all of which are sampled at temperature 0.9; the others are greedy."""
 
     prompts: list[list[int]]
     """Token ids; they share beginnings, and some repeat themselves."""
@@ -56,6 +56,12 @@ class Work:
     """So few that sequences are preempted."""
     pictures: dict[int, list[Any]] = field(default_factory=dict)
     """By request, the pictures that its prompt has places for."""
+    drawn: Literal["half", "none", "all"] = "half"
+    """How many of the requests are sampled."""
+
+    def is_drawn(self, index: int) -> bool:
+        """Whether a request is sampled."""
+        return self.drawn == "all" or (self.drawn == "half" and index % 2 == 1)
 
     def given(self, index: int) -> Any:
         """The prompt of a request, as it is handed in."""
@@ -466,7 +472,7 @@ def _sampling(scenario: Scenario, work: Work, index: int) -> SamplingParams:
         options["prompt_logprobs"] = 1
     if scenario.watches_context and index % 4 < 2:
         options["return_context_logits"] = True
-    if index % 2:
+    if work.is_drawn(index):
         options |= {"temperature": 0.9, "seed": 1000 + index, "n": scenario.n, "best_of": scenario.best_of}
     elif scenario.beams:
         options = {name: value for name, value in options.items() if name not in _ABOUT_DRAWING}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from dataclasses import replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from headrace.core.features import FEATURES, feature
 from headrace.eval import tiny
 from headrace.models.registry import ARCHITECTURES, architecture_of
 from headrace.weights.checkpoint import open_checkpoint
-from pairs import scenarios
+from pairs import kinds, scenarios
 from pairs.cases import (
     ENCODE_ONLY,
     FAMILIES,
@@ -43,6 +44,8 @@ from pairs.scenarios import Finished, Scenario, Work, reference, tiny_work, with
 from tiny_text import write_tokenizer
 
 CASES = all_cases()
+DRAWN: dict[str, Any] = {"": "half", "mixed": "half", "greedy": "none", "drawn": "all"}
+"""By ``Case.how``."""
 
 
 @pytest.fixture(scope="session")
@@ -73,13 +76,14 @@ def _draft_model(family: str, model: Any) -> Any:
     return model
 
 
-@cache
-def _plain(folder: Path, family: str, shaped_by: frozenset[str]) -> Finished:
-    return scenarios.run(folder, _built(reference(shaped_by), family), _work(family))
+# Cases that share a plain run stand near each other.
+@lru_cache(maxsize=64)
+def _plain(folder: Path, family: str, shaped_by: frozenset[str], drawn: str) -> Finished:
+    return scenarios.run(folder, _built(reference(shaped_by), family), _work(family, drawn))
 
 
-def _work(family: str) -> Work:
-    work = tiny_work()
+def _work(family: str, drawn: Any) -> Work:
+    work = replace(tiny_work(), drawn=drawn)
     return with_pictures(work, tiny.BASE["vocab_size"]) if family in SEEING else work
 
 
@@ -127,14 +131,31 @@ def test_the_slow_sample_turns_until_every_case_has_had_its_day() -> None:
     assert days[0] != days[1]
 
 
+def test_the_kinds_have_every_pair_twice_and_their_triples() -> None:
+    cases = kinds.cases()
+    assert len({case.id for case in (*CASES, *cases)}) == len(CASES) + len(cases)
+    for family in kinds.KINDS.values():
+        mine = Counter(case.names for case in cases if case.family == family)
+        assert {names for names in mine if len(names) == 2} == set(pairs_on(family))
+        assert sum(len(names) == 3 for names in mine) == kinds.N_TRIPLES
+        once = {names for names, count in mine.items() if count == 1}
+        assert all(set(names) & (kinds.DRAWING | kinds.SEARCHING) for names in once)
+    slow = [{case.id for case in kinds.cases(turn) if case.tier == "slow"} for turn in range(kinds.TURNS)]
+    assert set.union(*slow) == {case.id for case in cases}
+    assert sum(map(len, slow)) == len(cases)
+
+
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, id=case.id, marks=[getattr(pytest.mark, case.tier)]) for case in CASES],
+    [pytest.param(case, id=case.id, marks=[getattr(pytest.mark, case.tier)]) for case in (*CASES, *kinds.cases())],
 )
 def test_equals_the_plain_run(case: Case, folder_of: Callable[[str], Path]) -> None:
-    folder = folder_of(variant_of(case.family))
-    plain = _plain(folder, case.family, frozenset(filter(scenarios.changes_output, case.names)))
-    got = scenarios.run(folder, _built(with_features(case.names), case.family), _work(case.family), plain)
+    folder, drawn = folder_of(variant_of(case.family)), DRAWN[case.how]
+    plain = _plain(folder, case.family, frozenset(filter(scenarios.changes_output, case.names)), drawn)
+    scenario = _built(with_features(case.names), case.family)
+    if case.how:
+        scenario.args["max_batch_size"] = 8
+    got = scenarios.run(folder, scenario, _work(case.family, drawn), plain)
     # Among all features at once outputs are short, and it is chance whether memory runs out; the pairs make it.
-    assert_acted(got, case.names if len(case.names) <= 2 else set(case.names) - {"preemption"})
+    assert_acted(got, case.names if len(case.names) <= 3 else set(case.names) - {"preemption"})
     assert_equal(got, plain)
