@@ -23,6 +23,7 @@ from headrace.weights.checkpoint import Checkpoint, open_checkpoint
 from parity.harness import ModelRun
 from tiny_text import write_tokenizer
 from weights.gguf_convert import convert
+from weights.gguf_convert_hub import convert_hub, tiny_folder
 
 pytestmark = pytest.mark.skipif(not core.is_available(), reason=f"no native core: {core.reason()}")
 
@@ -95,6 +96,26 @@ def test_experts_of_a_gguf_file_stay_in_its_blocks(kind: str, tmp_path: Path) ->
         assert torch.equal(values(one), values(other))
     assert sum(w.nbytes for w in expert_weights(kept)) < 0.35 * sum(w.nbytes for w in expert_weights(dense))
     assert (logprobs(path, kept) - logprobs(path, dense)).abs().mean() < 0.2
+
+
+@pytest.mark.parametrize("kind", ["MXFP4", "Q8_0"])
+@pytest.mark.parametrize(
+    ("variant", "arch", "width"),
+    [
+        ("gpt-oss", MODEL_ARCH.GPT_OSS, "intermediate_size"),
+        ("llama4", MODEL_ARCH.LLAMA4, "intermediate_size"),
+        ("qwen3-next", MODEL_ARCH.QWEN3NEXT, "moe_intermediate_size"),
+    ],
+)
+def test_experts_that_are_put_together_stay_in_blocks(
+    variant: str, arch: MODEL_ARCH, width: str, kind: str, tmp_path: Path
+) -> None:
+    folder = tiny_folder(tmp_path, variant, **{width: 64})
+    checkpoint = open_checkpoint(convert_hub(folder, arch, tmp_path / "m.gguf", experts=GGMLQuantizationType[kind]))
+    kept, dense = loaded(checkpoint, FromFile(checkpoint)), loaded(checkpoint, NO_SCHEME)
+    for one, other in zip(expert_weights(kept), expert_weights(dense), strict=True):
+        assert one.formats
+        assert torch.equal(values(one), values(other))
 
 
 def test_the_engine_keeps_experts_in_blocks(tmp_path: Path) -> None:

@@ -133,9 +133,13 @@ def _rope_tables(config: PreTrainedConfig) -> Iterator[tuple[str, np.ndarray]]:
         yield "rope_factors_long.weight", np.array(rope["long_factor"], np.float32)
         yield "rope_factors_short.weight", np.array(rope["short_factor"], np.float32)
     if rope.get("rope_type") == "llama3":
-        head_dim = _head_dim(config)
-        waves = [2 * math.pi * rope["rope_theta"] ** (2 * i / head_dim) for i in range(head_dim // 2)]
-        yield "rope_freqs.weight", np.array([_llama3_divisor(wave, rope) for wave in waves], np.float32)
+        yield "rope_freqs.weight", llama3_table(rope, _head_dim(config))
+
+
+def llama3_table(rope: dict[str, Any], head_dim: int) -> np.ndarray:
+    """What the inverse frequencies are divided by."""
+    waves = [2 * math.pi * rope["rope_theta"] ** (2 * i / head_dim) for i in range(head_dim // 2)]
+    return np.array([_llama3_divisor(wave, rope) for wave in waves], np.float32)
 
 
 def _llama3_divisor(wave: float, rope: dict[str, Any]) -> float:

@@ -26,6 +26,11 @@ def decode(numbers: torch.Tensor, codes: Codes) -> torch.Tensor:
     return (numbers if codes == "whole" else numbers.view(torch.float8_e4m3fn)).float()
 
 
+def powers(scales: torch.Tensor) -> torch.Tensor:
+    """uint8 (e8m0) to the float32 powers of two that they stand for, 2^(s - 127); 255 is no number."""
+    return scales.contiguous().view(torch.float8_e8m0fnu).float()
+
+
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
     """A value is ``(number - offset) * scale + minimum``; scale and minimum are those of its group of neighbours."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headrace.quant.formats import BlockFormat, BlockRows
+from headrace.quant.formats import BlockFormat, BlockRows, decode, powers
 
 from . import gguf_k_quants
 from .gguf_bits import Parts, fields, half, iq4_values
@@ -50,6 +50,11 @@ def _iq4_nl(raw: torch.Tensor) -> Parts:
     return Parts(iq4_values(fields(blocks[:, 2:], 4, run=16)), half(blocks[:, :2]))
 
 
+def _mxfp4(raw: torch.Tensor) -> Parts:
+    blocks = raw.view(-1, 17)
+    return Parts(fields(blocks[:, 1:], 4, run=16), powers(blocks[:, :1]))
+
+
 @dataclass(frozen=True, slots=True)
 class _Form:
     format: BlockFormat
@@ -71,6 +76,7 @@ _BLOCKS = {
     "Q6_K": _Form(BlockFormat(8, 32, 16, has_wide_scales=True), gguf_k_quants.q6_k),
     "IQ4_NL": _Form(BlockFormat(8, 128), _iq4_nl),
     "IQ4_XS": _Form(BlockFormat(8, 128, has_wide_scales=True), gguf_k_quants.iq4_xs),
+    "MXFP4": _Form(BlockFormat(4, 0, has_wide_scales=True, codes="e2m1"), _mxfp4),
 }
 
 SUPPORTED = (*_PLAIN, *_BLOCKS)
@@ -96,7 +102,7 @@ def dequantise(raw: torch.Tensor, form: GgmlType) -> torch.Tensor:
         return raw.view(_PLAIN[form.name])
     found = _BLOCKS[form.name]
     parts = found.parts(raw)
-    values = parts.numbers.float().sub_(found.format.offset).view(*parts.scales.shape, -1)
+    values = decode(parts.numbers, found.format.codes).sub_(found.format.offset).view(*parts.scales.shape, -1)
     values.mul_(parts.scales.float().unsqueeze(2))
     if parts.minima is not None:
         values.add_(parts.minima.float().unsqueeze(2))

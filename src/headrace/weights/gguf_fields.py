@@ -21,14 +21,20 @@ class Fields:
     def error(self, message: str) -> CheckpointError:
         return CheckpointError(f"{self._header.path}: {message}")
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer (an array of equal ones is taken as well: some writers repeat it per layer)."""
+    def integer(self, key: str, default: int | None = None, *, at_least: int = 1, some: bool = False) -> int:
+        """An integer (an array of equal ones is taken as well: some writers repeat it per layer).
+
+        Args:
+            some: layers that do not have it have a 0 in that array; the default is for files where none has it.
+        """
         value = self._get(key)
+        if isinstance(value, np.ndarray) and some:
+            value = value[value != 0] if value.any() else None
         if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             value = value[0].item()
         number: int = self._checked(key, default if value is None else value, int)
-        if number < 1:
-            raise self.error(f"metadata {self._name(key)!r} is {number}, expected a positive number")
+        if number < at_least:
+            raise self.error(f"metadata {self._name(key)!r} is {number}, expected {_least(at_least)}")
         return number
 
     def optional_integer(self, key: str) -> int | None:
@@ -56,6 +62,14 @@ class Fields:
     def text(self, key: str, default: str) -> str:
         value = self._get(key)
         return self._checked(key, default if value is None else value, str)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(f"metadata {self._name(key)!r} is {value!r:.40}, expected true or false")
+        return value
 
     def flags(self, key: str) -> list[bool] | None:
         """An array of booleans, or None."""
@@ -86,3 +100,7 @@ class Fields:
             name = key if key.startswith("general.") else self._name(key)
             raise self.error(f"metadata {name!r} {found}")
         return value
+
+
+def _least(number: int) -> str:
+    return "a positive number" if number == 1 else f"at least {number}"

@@ -97,6 +97,10 @@ class TensorInfo:
     """From the start of the file, in bytes."""
     nbytes: int
 
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:

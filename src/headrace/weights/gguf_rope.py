@@ -37,13 +37,26 @@ def rope_scaling(fields: Fields, config: dict[str, Any], read: ReadVector) -> di
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
-        scaling: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
-        if original is not None:
-            scaling["original_max_position_embeddings"] = original
-        return scaling
+        return _yarn_scaling(fields, factor, original)
     raise fields.error(
         f"rope scaling {kind!r} is not supported; supported: none, linear, yarn, and tables (llama3, longrope)"
     )
+
+
+def _yarn_scaling(fields: Fields, factor: float, original: int | None) -> dict[str, Any]:
+    """``yarn_log_multiplier`` is a tenth of ``mscale_all_dim``; DeepSeek's models have the same for ``mscale``."""
+    scaling: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
+    if original is not None:
+        scaling["original_max_position_embeddings"] = original
+    for name in ("beta_fast", "beta_slow"):
+        value = fields.optional_number(f"rope.scaling.yarn_{name}")
+        if value is not None:
+            scaling[name] = value
+    if fields.arch == "deepseek2" and (gain := fields.optional_number("rope.scaling.yarn_log_multiplier")):
+        scaling |= {"mscale": round(10 * gain, 6), "mscale_all_dim": round(10 * gain, 6)}
+    if fields.arch == "gpt-oss":
+        scaling["truncate"] = False
+    return scaling
 
 
 def _long_scaling(fields: Fields, read: ReadVector) -> dict[str, Any]:
@@ -78,23 +91,24 @@ def _decimals(values: np.ndarray) -> list[float]:
 def _llama3_scaling(fields: Fields, config: dict[str, Any], found: np.ndarray) -> dict[str, Any]:
     """The llama3 parameters behind a table of frequency divisors.
 
-    The file has the table only. Every published model uses wavelength factors 1 and 4 and an original context of
-    8192; the table that they give is compared with the file's.
+    The file has the table only. Every published model uses wavelength factors 1 and 4 (Llama 4: 1 and 1) and an
+    original context of 8192; the table that they give is compared with the file's.
     """
     half = config["head_dim"] // 2
     if found.shape != (half,):
         raise fields.error(f"tensor 'rope_freqs.weight': expected shape [{half}], found {list(found.shape)}")
     original = fields.integer("rope.scaling.original_context_length", 8192)
+    high = 1.0 if fields.arch == "llama4" else 4.0
     scaling = {
         "rope_type": "llama3",
         "factor": float(found.max()),
         "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
+        "high_freq_factor": high,
         "original_max_position_embeddings": original,
     }
     if not np.allclose(found, llama3_divisors(config["rope_theta"], half, scaling), rtol=1e-4):
         raise fields.error(
-            "tensor 'rope_freqs.weight' is not a llama3 table (wavelength factors 1 and 4): not supported"
+            f"tensor 'rope_freqs.weight' is not a llama3 table (wavelength factors 1 and {high:g}): not supported"
         )
     return scaling
 
@@ -105,5 +119,5 @@ def llama3_divisors(theta: float, half: int, scaling: Mapping[str, Any]) -> np.n
     wavelength = 2 * np.pi * theta ** (np.arange(half) / half)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] / wavelength
-    blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    blend = np.clip((turns - low) / (high - low), 0.0, 1.0) if high > low else (turns >= low).astype(float)
     return 1.0 / (blend + (1.0 - blend) / scaling["factor"])

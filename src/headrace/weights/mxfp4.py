@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from headrace.core.errors import CheckpointError
-from headrace.quant.formats import BlockFormat, BlockRows, decode
+from headrace.quant.formats import BlockFormat, BlockRows, decode, powers
 
 from .few_bits import pairs
 from .files import Rows, slices
@@ -86,11 +86,6 @@ class Mxfp4Experts:
         if not scales.isfinite().all():
             raise CheckpointError(f"{path}: {self._scales!r} has scales that are not a number")
         return pairs(self._read(self.stored, first, last)).flatten(2), scales
-
-
-def powers(scales: torch.Tensor) -> torch.Tensor:
-    """uint8 to the float32 powers of two that they stand for."""
-    return scales.view(torch.float8_e8m0fnu).float()
 
 
 def matrix(stored: SafetensorsCheckpoint, packed: str, scales: str, label: str) -> Grouped:
