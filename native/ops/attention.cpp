@@ -46,7 +46,7 @@ void AttentionPlan::set_ranges(const Step& step) {
         for (int64_t position = length - rows; position < length; ++position) {
             int64_t first = 0;
             if (step.window) first = std::max<int64_t>(0, position + 1 - step.window);
-            if (step.chunk) first = position - position % step.chunk;
+            if (step.chunk) first = std::max(first, position - position % step.chunk);
             ranges_.push_back({first, position + 1});
         }
     }

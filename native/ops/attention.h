@@ -25,7 +25,7 @@ class AttentionPlan {
         const int64_t* write_index;  // [n_writes]
         int64_t n_writes;
         int64_t window;           // keys a row sees, itself included; 0: no window
-        int64_t chunk;            // rows see the keys of their own chunk of so many; 0: no chunks
+        int64_t chunk;            // rows see keys of their own chunk of so many alone; 0: no chunks
         int64_t n_kv_heads;       // how many threads may share a tile
         const KeyRange* ranges;   // [rows] what each row sees, whatever seq_lens, window and chunk say; or null
     };

@@ -39,6 +39,24 @@ def test_a_chunked_resume_needs_what_there_is_of_the_chunk_of_its_next_row(lengt
     assert ChunkedKV(2, 16, 2, chunk=40).needed_from(length) == first
 
 
+@given(window=st.integers(1, 200), chunk=st.integers(1, 200), length=st.integers(1, 400), rows=st.integers(1, 100))
+def test_a_window_is_the_narrower_of_what_there_was_and_what_is_set(
+    window: int, chunk: int, length: int, rows: int
+) -> None:
+    chunks = ChunkedKV(1, 16, 2, chunk)
+    specs = [FullKV(1, 16, 2), SlidingKV(1, 16, 2, 40), chunks, LatentKV(4, 2, 2), LatentKV(4, 2, 2, window=50)]
+    for spec in specs:
+        narrow = spec.within(window)
+        assert (narrow == spec) == all(narrow.reads_from(at) == spec.reads_from(at) for at in range(500))
+        assert not narrow.keeps_all
+        held = 0
+        for start in range(length):
+            assert narrow.reads_from(start) == max(spec.reads_from(start), start - window + 1)
+            assert narrow.needed_from(start) == narrow.reads_from(start) // 32 * 32
+            held = max(held, blocks_of(min(length, start + rows)) - narrow.needed_from(start) // 32)
+        assert held <= narrow.peak_blocks(length, rows) <= spec.peak_blocks(length, rows)
+
+
 @given(chunk=st.integers(1, 200), length=st.integers(1, 400), rows=st.integers(1, 100))
 def test_the_peak_of_a_chunked_group_is_the_most_it_ever_holds(chunk: int, length: int, rows: int) -> None:
     spec = ChunkedKV(1, 16, 2, chunk)

@@ -49,9 +49,9 @@ class Form:
 
     def spec(self, n_kv: int, dim: int, dtype: torch.dtype) -> KVSpec:
         args = (n_kv, dim, dtype.itemsize)
-        if self.window is not None:
-            return SlidingKV(*args, self.window, self.v_dim)
-        return FullKV(*args, self.v_dim) if self.chunk is None else ChunkedKV(*args, self.chunk, self.v_dim)
+        if self.chunk is not None:
+            return ChunkedKV(*args, self.chunk, self.v_dim, self.window)
+        return FullKV(*args, self.v_dim) if self.window is None else SlidingKV(*args, self.window, self.v_dim)
 
     def ranges(self, positions: torch.Tensor) -> torch.Tensor:
         """[R] -> [R, 2]: first key of each row, and one past its last."""
@@ -59,7 +59,7 @@ class Form:
         if self.window is not None:
             first = (positions - self.window + 1).clamp(min=0)
         if self.chunk is not None:
-            first = positions // self.chunk * self.chunk
+            first = torch.maximum(first, positions // self.chunk * self.chunk)
         return torch.stack((first, positions + 1), 1)
 
     def sinks_of(self, n_heads: int, seed: int, dtype: torch.dtype) -> torch.Tensor | None:
@@ -92,6 +92,9 @@ reaches = st.one_of(
     st.just({}),
     st.sampled_from([1, 5, 32, 33, 64, 150]).map(lambda n: {"window": n}),
     st.sampled_from([1, 7, 32, 48, 64, 130]).map(lambda n: {"chunk": n}),
+    st.sampled_from([(48, 5), (64, 33), (130, 100)]).map(
+        lambda pair: dict(zip(("chunk", "window"), pair, strict=True))
+    ),
 )
 
 forms = st.builds(

@@ -46,14 +46,15 @@ class Sequences:
     """Sequences of random queries and latents, and a cache full of garbage for them."""
 
     def __init__(self, backend: Any, lengths: list[int], n_heads: int, rank: int, rope_dim: int, seed: int = 0,
-                 rows: torch.dtype = F32, cache: torch.dtype = F32, garbage: float = torch.nan) -> None:  # fmt: skip
+                 rows: torch.dtype = F32, cache: torch.dtype = F32, garbage: float = torch.nan,
+                 window: int | None = None) -> None:  # fmt: skip
         rng = torch.Generator().manual_seed(seed)
 
         def noise(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=rng).to(rows)
 
         self.backend, self.lengths, self.cache_dtype = backend, lengths, cache
-        self.spec = LatentKV(rank, rope_dim, cache.itemsize)
+        self.spec = LatentKV(rank, rope_dim, cache.itemsize, window)
         self.q = [noise(length, n_heads, rank + rope_dim) for length in lengths]
         self.kv = [noise(length, rank + rope_dim) for length in lengths]
         widths = [-(-length // BLOCK_TOKENS) for length in lengths]
@@ -96,8 +97,9 @@ class Sequences:
         rank = self.spec.rank
         kv = torch.cat([kept(x, self.cache_dtype) for x in (self.kv[s][:, :rank], self.kv[s][:, rank:])], 1)
         scores = torch.einsum("qhd,kd->hqk", self.q[s].double(), kv).mul(SCALE)
-        later = torch.ones(len(kv), len(kv), dtype=torch.bool).triu(1)
-        weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+        ones = torch.ones(len(kv), len(kv), dtype=torch.bool)
+        unseen = ones.triu(1) if self.spec.window is None else ones.triu(1) | ones.tril(-self.spec.window)
+        weights = scores.masked_fill(unseen, -torch.inf).softmax(-1)
         return torch.einsum("hqk,kd->qhd", weights, kv[:, : self.spec.rank])
 
 
@@ -126,6 +128,7 @@ shapes = {
     "rope_dim": st.sampled_from([2, 6, 8]),
     "rows": st.sampled_from([F32, BF16]),
     "cache": st.sampled_from([F32, BF16, INT8, FP8]),
+    "window": st.sampled_from([None, None, 1, 40, 130]),
     "garbage": st.sampled_from([torch.nan, torch.inf, -torch.inf, 1e30]),
     "seed": st.integers(0, 1 << 30),
 }
@@ -135,9 +138,9 @@ shapes = {
 @settings(max_examples=15, deadline=None)
 @given(**shapes)
 def test_any_shape_equals_the_oracle_and_garbage_never_leaks(
-    backend, lengths, n_heads, rank, rope_dim, rows, cache, garbage, seed
+    backend, lengths, n_heads, rank, rope_dim, rows, cache, garbage, window, seed
 ) -> None:
-    case = Sequences(backend(), lengths, n_heads, rank, rope_dim, seed, rows, cache, garbage)
+    case = Sequences(backend(), lengths, n_heads, rank, rope_dim, seed, rows, cache, garbage, window)
     tolerance = max(TOLERANCE[rows], TOLERANCE[cache])
     for s, out in enumerate(case.whole()):
         torch.testing.assert_close(out.double(), case.expected(s), rtol=tolerance, atol=tolerance)
@@ -146,8 +149,10 @@ def test_any_shape_equals_the_oracle_and_garbage_never_leaks(
 @needs_core
 @settings(max_examples=40, deadline=None)
 @given(**shapes)
-def test_any_cut_into_steps_gives_the_same_bits(lengths, n_heads, rank, rope_dim, rows, cache, garbage, seed) -> None:
-    args = (lengths, n_heads, rank, rope_dim, seed, rows, cache, garbage)
+def test_any_cut_into_steps_gives_the_same_bits(
+    lengths, n_heads, rank, rope_dim, rows, cache, garbage, window, seed
+) -> None:
+    args = (lengths, n_heads, rank, rope_dim, seed, rows, cache, garbage, window)
     whole = Sequences(native(), *args).whole()
     threads = core.native().threads()
     try:

@@ -82,6 +82,7 @@ TURN = int(os.environ.get("HEADRACE_TURN", time.time() // 86_400))
 
 QUICK_WITH = {
     "best_of": frozenset[str](),
+    "windows": frozenset(("kv_reuse", "preemption")),
     "logits": frozenset(("chunked_prefill", "kv_reuse", "preemption", "graph", "ngram", "beam_search")),
     "beam_search": frozenset(
         ("chunked_prefill", "kv_reuse", "preemption", "overlap", "graph", "ngram", "guided", "logits")
@@ -117,8 +118,9 @@ def pairs_on(family: str) -> tuple[tuple[str, ...], ...]:
 
 
 def everything(family: str, turn: int) -> tuple[str, ...]:
-    """As many features at once as go together. Where some exclude each other, ``turn`` says who goes first."""
-    names = names_on(family)
+    """As many features at once as go together. Where some exclude each other, ``turn`` says who goes first, and one
+    family of three has windows set by hand: with those no layer keeps everything."""
+    names = tuple(name for name in names_on(family) if name != "windows" or turn % 3 == 0)
     rivals = [name for name in names if any(not go_together((name, other)) for other in names)]
     shift = turn % max(1, len(rivals))
     order = [*rivals[shift:], *rivals[:shift]]

@@ -149,6 +149,11 @@ def _disk_cache(s: Scenario) -> None:
     s.tight, s.returns = True, 8
 
 
+def _windows(s: Scenario) -> None:
+    """Narrower than what any family has of its own."""
+    s.cache["max_attention_window"] = [36]
+
+
 def _preemption(s: Scenario) -> None:
     s.args["max_batch_size"] = 8
     s.tight = True
@@ -278,6 +283,7 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "partial_reuse": _partial,
     "host_cache": _host_cache,
     "disk_cache": _disk_cache,
+    "windows": _windows,
     "preemption": _preemption,
     "overlap": _overlap,
     "graph": _graph,
@@ -308,7 +314,8 @@ def changes_output(name: str) -> bool:
     """Whether the plain run must have the feature's options as well."""
     scenario = Scenario()
     TURN_ON[name](scenario)
-    return bool(scenario.shaping or scenario.beams or scenario.best_of or scenario.adapters)
+    windows = scenario.cache.get("max_attention_window")
+    return bool(scenario.shaping or scenario.beams or scenario.best_of or scenario.adapters or windows)
 
 
 def with_features(names: Iterable[str]) -> Scenario:

@@ -118,7 +118,8 @@ def test_every_pair_is_there_once_on_every_family_and_quick_on_one() -> None:
     assert set(at_once) == {*FAMILIES, *QUANTISED}
     assert set().union(*at_once.values()) == set(NAMES)
     for family, names in at_once.items():
-        assert all(feature(name).excludes or _is_excluded(name) for name in set(names_on(family)).difference(names))
+        left_out = set(names_on(family)).difference(names, ("windows",))
+        assert all(feature(name).excludes or _is_excluded(name) for name in left_out)
 
 
 def _is_excluded(name: str) -> bool:

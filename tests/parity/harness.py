@@ -15,6 +15,7 @@ from headrace.core.plan import BLOCK_TOKENS
 from headrace.layers.base import BuildContext
 from headrace.models.base import Model
 from headrace.models.registry import build_model
+from headrace.models.windows import narrow
 from headrace.ops.batch import Batch, GroupBatch
 from headrace.ops.blocks import block_layout
 from headrace.ops.table import Ops, select_ops
@@ -72,10 +73,13 @@ class ModelRun:
         together: bool = True,
         max_seq_len: int | None = None,
         dtype: torch.dtype = torch.float32,
+        windows: Sequence[int] | None = None,
     ) -> None:
         self.ops: Ops = select_ops("cpu", dtype)
         self.dtype = dtype
         self.model = load(folder, BuildContext(ops=self.ops, dtype=dtype, max_seq_len=max_seq_len))
+        if windows is not None:
+            narrow(self.model.cached_layers(), windows, self.model.max_positions)
         self.groups = group_layers(self.model.cache_specs())
         self.chunk = chunk or 1 << 30
         self.together = together

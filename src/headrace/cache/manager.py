@@ -25,6 +25,15 @@ from .prefix_index import Node, PrefixIndex
 from .specs import blocks_of
 from .tiers import MoveBatch, Tiers
 
+COUNTERS = (
+    "blocks_freed_out_of_window",
+    "blocks_freed_by_max_attention_window",
+    "reused_blocks",
+    "missed_blocks",
+    "partial_reuse_tokens",
+    "reused_media",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class CacheOptions:
@@ -37,6 +46,8 @@ class CacheOptions:
     """Recurrent states are kept for others where a multiple of these tokens ends, and at the end of a sequence."""
     tiers: TierSizes = NO_TIERS
     """Where blocks go that have to make room; it takes block_reuse."""
+    narrowed: tuple[int, ...] = ()
+    """Groups whose windows were set by hand: they have a count of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +76,17 @@ class CacheManager:
         self._n_token_groups = len(of_tokens)
         """They stand before the others."""
         self._windowed = [group.index for group in groups if not group.spec.keeps_all]
+        self._narrowed = options.narrowed
         self._checkpoint_blocks = options.checkpoint_tokens // BLOCK_TOKENS
         self._partial_reuse = options.partial_reuse and all(spec.resumes_inside for spec in self._specs)
         self.pool = BlockPool(layout)
         self.counters: Counter[str] = Counter(
-            blocks_freed_out_of_window=0, reused_blocks=0, missed_blocks=0, partial_reuse_tokens=0, reused_media=0
+            blocks_freed_out_of_window=0,
+            blocks_freed_by_max_attention_window=0,
+            reused_blocks=0,
+            missed_blocks=0,
+            partial_reuse_tokens=0,
+            reused_media=0,
         )
         self.tiers = Tiers(layout, options.tiers, lambda kept: self.index.lost(kept), self.counters)
         self.index = (
@@ -338,6 +355,8 @@ class CacheManager:
     def _shift_window(self, lease: BlockLease, group: int, needed: int) -> None:
         self.index.next_use()
         self.n_given_back += 1
+        if group in self._narrowed:
+            self.counters["blocks_freed_by_max_attention_window"] += needed - lease.first[group]
         is_checkpoint = not self._specs[group].resumes_inside
         while lease.first[group] < needed:
             # The newest is where the next turn of a conversation goes on: worth as much as the keys before it.

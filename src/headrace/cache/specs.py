@@ -6,7 +6,7 @@ A new kind of memory is a new dataclass with the members of ``CacheSpec``; nothi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 from headrace.core.errors import ConfigError
@@ -46,6 +46,11 @@ class CacheSpec(Protocol):
         """Most blocks held at once while ``length`` tokens are computed, at most ``rows`` of them in one go."""
         ...
 
+    def within(self, window: int) -> CacheSpec:
+        """The same memory where a row reads the last ``window`` positions at most; itself if that takes nothing away,
+        or if it is not one of keys that a row could see fewer of."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FullKV:
@@ -82,6 +87,9 @@ class FullKV:
     def peak_blocks(self, length: int, rows: int) -> int:
         return blocks_of(length)
 
+    def within(self, window: int) -> SlidingKV:
+        return SlidingKV(self.n_kv_heads, self.head_dim, self.itemsize, window, self.v_head_dim)
+
 
 @dataclass(frozen=True, slots=True)
 class SlidingKV:
@@ -96,8 +104,7 @@ class SlidingKV:
     v_head_dim: int | None = None
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"a sliding window of {self.window} tokens; it must hold at least the row's own token")
+        _check_window(self.window)
 
     @property
     def bytes_per_block(self) -> int:
@@ -112,15 +119,16 @@ class SlidingKV:
         return True
 
     def reads_from(self, position: int) -> int:
-        return max(0, position - self.window + 1)
+        return _window_start(position, self.window)
 
     def needed_from(self, length: int) -> int:
         return _block_border(self.reads_from(length))
 
     def peak_blocks(self, length: int, rows: int) -> int:
-        # The worst place for a span of tokens is one that begins with the last token of a block.
-        span = self.window - 1 + rows
-        return min(blocks_of(length), 1 + blocks_of(span - 1))
+        return _peak_of_window(self.window, length, rows)
+
+    def within(self, window: int) -> SlidingKV:
+        return replace(self, window=min(window, self.window))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +143,11 @@ class LatentKV:
     """Width of the rotated key."""
     itemsize: int
     """As in ``FullKV``; latent vector and rotated key have a scale each."""
+    window: int | None = None
+    """As in ``SlidingKV``; None: a row reads all positions before it."""
+
+    def __post_init__(self) -> None:
+        _check_window(self.window)
 
     @property
     def bytes_per_block(self) -> int:
@@ -142,20 +155,23 @@ class LatentKV:
 
     @property
     def keeps_all(self) -> bool:
-        return True
+        return self.window is None
 
     @property
     def resumes_inside(self) -> bool:
         return True
 
     def reads_from(self, position: int) -> int:
-        return 0
+        return 0 if self.window is None else _window_start(position, self.window)
 
     def needed_from(self, length: int) -> int:
-        return 0
+        return _block_border(self.reads_from(length))
 
     def peak_blocks(self, length: int, rows: int) -> int:
-        return blocks_of(length)
+        return blocks_of(length) if self.window is None else _peak_of_window(self.window, length, rows)
+
+    def within(self, window: int) -> LatentKV:
+        return replace(self, window=window if self.window is None else min(window, self.window))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +185,11 @@ class ChunkedKV:
     itemsize: int
     chunk: int
     v_head_dim: int | None = None
+    window: int | None = None
+    """Of its chunk a row reads no more than the last so many positions, its own among them; None: all."""
 
     def __post_init__(self) -> None:
+        _check_window(self.window)
         if self.chunk < 1:
             raise ConfigError(f"attention chunks of {self.chunk} tokens; they must hold at least the row's own token")
 
@@ -187,7 +206,8 @@ class ChunkedKV:
         return True
 
     def reads_from(self, position: int) -> int:
-        return position - position % self.chunk
+        first = position - position % self.chunk
+        return first if self.window is None else max(first, _window_start(position, self.window))
 
     def needed_from(self, length: int) -> int:
         return _block_border(self.reads_from(length))
@@ -196,7 +216,12 @@ class ChunkedKV:
         # The worst rows begin with the last of a chunk; the worst chunk begins furthest behind a block border.
         span = self.chunk - 1 + rows
         behind = BLOCK_TOKENS - math.gcd(self.chunk, BLOCK_TOKENS)
-        return min(blocks_of(length), blocks_of(behind + span))
+        peak = min(blocks_of(length), blocks_of(behind + span))
+        return peak if self.window is None else min(peak, _peak_of_window(self.window, length, rows))
+
+    def within(self, window: int) -> ChunkedKV:
+        narrowest = min(window, self.window or window)
+        return self if narrowest >= self.chunk else replace(self, window=narrowest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +257,9 @@ class RecurrentState:
 
     def peak_blocks(self, length: int, rows: int) -> int:
         return min(blocks_of(length), 1 + blocks_of(rows))
+
+    def within(self, window: int) -> RecurrentState:
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +297,9 @@ class CrossKV:
     def peak_blocks(self, length: int, rows: int) -> int:
         return 0
 
+    def within(self, window: int) -> CrossKV:
+        return self
+
 
 _SCALE_BYTES = 4
 
@@ -283,6 +314,21 @@ def blocks_of(n_tokens: int) -> int:
 
 def _block_border(position: int) -> int:
     return position // BLOCK_TOKENS * BLOCK_TOKENS
+
+
+def _check_window(window: int | None) -> None:
+    if window is not None and window < 1:
+        raise ConfigError(f"a sliding window of {window} tokens; it must hold at least the row's own token")
+
+
+def _window_start(position: int, window: int) -> int:
+    return max(0, position - window + 1)
+
+
+def _peak_of_window(window: int, length: int, rows: int) -> int:
+    # The worst place for a span of tokens is one that begins with the last token of a block.
+    span = window - 1 + rows
+    return min(blocks_of(length), 1 + blocks_of(span - 1))
 
 
 def _kv_bytes(n_kv_heads: int, head_dim: int, v_head_dim: int | None, itemsize: int) -> int:

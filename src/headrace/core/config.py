@@ -30,6 +30,10 @@ class KvCacheConfig(Config):
     """A prefix that ends inside a block is copied, never taken over."""
     max_tokens: Positive | None = None
     """Size of the arena in tokens; None: what max_batch_size x max_seq_len needs, at most half of the memory left."""
+    max_attention_window: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    """Positions that a row reads at most, its own among them, by layer: the list is repeated over the layers with
+    attention over the text. A window is never wider than the model's own; one of max_seq_len or more takes nothing
+    away. It changes outputs."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"] = "auto"
     """What keys and values are kept in; auto: the activation dtype. int8 and fp8 have a scale for each token and head,
     and change outputs: see docs/quantisation.md. Recurrent states are float32 whatever this says."""

@@ -86,6 +86,12 @@ FEATURES: tuple[Feature, ...] = (
         "blocks_fetched",
     ),
     Feature(
+        "windows",
+        "Sliding windows set by hand",
+        "KvCacheConfig(max_attention_window)",
+        "blocks_freed_by_max_attention_window",
+    ),
+    Feature(
         "preemption",
         "Preemption by recompute",
         "capacity_scheduler_policy=MAX_UTILIZATION and a cache too small for all",

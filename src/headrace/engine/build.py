@@ -140,7 +140,11 @@ def _assemble(
         capacity.groups,
         capacity.arena,
         CacheOptions(
-            cache.enable_block_reuse, cache.enable_partial_reuse, cache.state_checkpoint_interval, capacity.tiers
+            cache.enable_block_reuse,
+            cache.enable_partial_reuse,
+            cache.state_checkpoint_interval,
+            capacity.tiers,
+            capacity.narrowed,
         ),
     )
     policies = args.scheduler_config

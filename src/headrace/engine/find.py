@@ -58,6 +58,7 @@ def _active_features(args: LlmArgs) -> Iterable[str]:
         "lora": args.lora is not None,
         "host_cache": bool(cache.host_cache_size),
         "disk_cache": bool(cache.disk_cache_size),
+        "windows": cache.max_attention_window is not None,
         "overlap": not args.disable_overlap_scheduler,
         "ngram": isinstance(drafts, NGramDecodingConfig),
         "suffix": isinstance(drafts, SADecodingConfig),

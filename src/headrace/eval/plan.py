@@ -84,11 +84,11 @@ def plan(config: Mapping[str, Any], lengths: Sequence[int] = (1024, 8192, 32768)
 
 def kind(spec: CacheSpec) -> str:
     """``SlidingKV: 4 KV heads of 64, window 512``, or ``LatentKV: rank 512, rotated key of 64``."""
+    reach = "".join(f", {name} {size}" for name in ("window", "chunk") if (size := getattr(spec, name, None)))
     if hasattr(spec, "rank"):
-        return f"{type(spec).__name__}: rank {spec.rank}, rotated key of {spec.rope_dim}"
+        return f"{type(spec).__name__}: rank {spec.rank}, rotated key of {spec.rope_dim}{reach}"
     if hasattr(spec, "n_floats"):
         return f"{type(spec).__name__}: {spec.n_floats:,} numbers in float32"
-    reach = "".join(f", {name} {getattr(spec, name)}" for name in ("window", "chunk") if hasattr(spec, name))
     return f"{type(spec).__name__}: {spec.n_kv_heads} KV heads of {spec.head_dim}{reach}"
 
 

@@ -26,6 +26,8 @@ class Capacity:
     """Sectors and blocks, the null sector included."""
     tiers: TierSizes = NO_TIERS
     """Sectors of the same size below it."""
+    narrowed: tuple[int, ...] = ()
+    """Groups with layers whose windows were set by hand."""
     reads_whole_prompts: bool = False
     """The model computes a prompt in one step or not at all."""
     pooling: PoolingSpec = field(default_factory=PoolingSpec)

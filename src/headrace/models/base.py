@@ -84,8 +84,12 @@ class Model(Protocol):
         """How many checkpoint tensors of products and look-ups are kept in which form: a dtype, or blocks."""
         ...
 
+    def cached_layers(self) -> list[CachedLayer]:
+        """Layers that have a cache, in order."""
+        ...
+
     def cache_specs(self) -> list[CacheSpec]:
-        """One for each layer that has a cache, in order."""
+        """What each of them keeps."""
         ...
 
     def bind_cache(self, layers: Sequence[Sequence[int]], views: Sequence[torch.Tensor]) -> None:
@@ -207,11 +211,14 @@ class Decoder(Layer):
                 counts.update(str(weight.formats.get(source.name, dense)) for source in weight.sources)
         return dict(counts)
 
+    def cached_layers(self) -> list[CachedLayer]:
+        return [layer for layer in self.sublayers() if isinstance(layer, CachedLayer)]
+
     def cache_specs(self) -> list[CacheSpec]:
-        return [layer.cache_spec for layer in self._cached()]
+        return [layer.cache_spec for layer in self.cached_layers()]
 
     def bind_cache(self, layers: Sequence[Sequence[int]], views: Sequence[torch.Tensor]) -> None:
-        cached = self._cached()
+        cached = self.cached_layers()
         bound: set[int] = set()
         for group, (members, view) in enumerate(zip(layers, views, strict=True)):
             if view.dim() != 3 or view.shape[1] != len(members):
@@ -240,6 +247,3 @@ class Decoder(Layer):
 
     def pooled(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden.float() if self.score is None else self.score(hidden)
-
-    def _cached(self) -> list[CachedLayer]:
-        return [layer for layer in self.sublayers() if isinstance(layer, CachedLayer)]

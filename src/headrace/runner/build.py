@@ -27,6 +27,7 @@ from headrace.layers.base import BuildContext
 from headrace.models.base import Model
 from headrace.models.registry import build_model
 from headrace.models.taps import Taps
+from headrace.models.windows import narrow
 from headrace.ops.blocks import CACHE_DTYPES, block_layout
 from headrace.ops.memory import huge_zeros
 from headrace.ops.native import core
@@ -81,10 +82,12 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         adapters = _adapters(args, ops)
         model = _adapted_model(sources[0], ctx, algorithm, adapters)
         max_seq_len = _max_seq_len(args, model)
+        _refuse_past(args, model)
+        windows = args.kv_cache_config.max_attention_window
+        narrowed = () if windows is None else narrow(model.cached_layers(), windows, max_seq_len)
         drafting = drafting_by(args.speculative_config, sources[1:], ctx, algorithm, model, max_seq_len)
         models = [model, *drafting.models]
         groups = group_layers([spec for one in models for spec in one.cache_specs()])
-        _refuse_past(args, model)
     with phases.time("plan memory"):
         slots = _slot_table(args, groups, max_seq_len, max_drafts)
         cache = _weight_cache(args.enable_build_cache)
@@ -107,7 +110,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
             return _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)[1]
 
         drafter = drafting.build(Parts(own_sampler, ops, groups, slots, graphs_of, device))
-    capacity = _capacity(args, model, max_seq_len, groups, layout, tiers)
+    capacity = _capacity(args, model, max_seq_len, groups, layout, tiers, narrowed)
     effective = {
         "dtype": str(dtype).removeprefix("torch."),
         "kv_cache_dtype": next(name for name, of_name in CACHE_DTYPES.items() if of_name == kv_dtype),
@@ -134,6 +137,7 @@ def _capacity(
     groups: tuple[CacheGroup, ...],
     layout: ArenaLayout,
     tiers: TierSizes,
+    narrowed: Sequence[int],
 ) -> Capacity:
     return Capacity(
         n_slots=args.max_batch_size,
@@ -142,6 +146,7 @@ def _capacity(
         groups=groups,
         arena=layout,
         tiers=tiers,
+        narrowed=tuple(group.index for group in groups if set(group.layers) & set(narrowed)),
         reads_whole_prompts=model.reads_whole_prompts,
         pooling=model.pooling,
     )
@@ -154,6 +159,7 @@ def _refuse_past(args: LlmArgs, model: Model) -> None:
     asked = {
         "enable_chunked_prefill": "enable_chunked_prefill" in args.model_fields_set and args.enable_chunked_prefill,
         "kv_cache_config.max_tokens": args.kv_cache_config.max_tokens is not None,
+        "kv_cache_config.max_attention_window": args.kv_cache_config.max_attention_window is not None,
         "kv_cache_config.dtype": args.kv_cache_config.dtype != "auto",
         "kv_cache_config.host_cache_size": bool(args.kv_cache_config.host_cache_size),
         "speculative_config": args.speculative_config is not None,

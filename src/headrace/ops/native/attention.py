@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from headrace.cache.specs import CacheSpec, ChunkedKV, FullKV, KVSpec, SlidingKV, blocks_of
+from headrace.cache.specs import CacheSpec, ChunkedKV, FullKV, KVSpec, LatentKV, SlidingKV, blocks_of
 from headrace.core.errors import EngineError
 from headrace.core.plan import BLOCK_TOKENS
 from headrace.ops.attention import check_layout, check_ranges, check_starts, value_dim
@@ -59,7 +59,7 @@ class NativeAttention:
         plan = _core.AttentionPlan() if part.metadata is None else part.metadata
         table, where = part.block_table.contiguous(), part.write_index.contiguous()
         ranges = None if part.key_ranges is None else check_ranges(part, batch.n_rows)
-        window = spec.window if isinstance(spec, SlidingKV) else 0
+        window = (spec.window or 0) if isinstance(spec, SlidingKV | ChunkedKV | LatentKV) else 0
         chunk = spec.chunk if isinstance(spec, ChunkedKV) else 0
         n_kv_heads = spec.n_kv_heads if isinstance(spec, KVSpec) else 1
         plan.fill(
