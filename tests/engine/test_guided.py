@@ -13,9 +13,26 @@ import jsonschema
 import pytest
 import torch
 
-from headrace import LLM, GuidedDecodingParams, KvCacheConfig, NGramDecodingConfig, RequestError, SamplingParams
+from draft_heads import write_head
+from headrace import (
+    LLM,
+    CompletionOutput,
+    ConfigError,
+    DraftTargetDecodingConfig,
+    EagleDecodingConfig,
+    GuidedDecodingParams,
+    KvCacheConfig,
+    NGramDecodingConfig,
+    RequestError,
+    SADecodingConfig,
+    SamplingParams,
+    UserProvidedDecodingConfig,
+)
+from headrace.core.request import Request
+from headrace.core.speculative import DecodingBaseConfig
 from headrace.engine import grammars
 from headrace.eval import tiny
+from headrace.tokenizer.load import load_tokenizer
 from tiny_text import write_tokenizer
 
 SCHEMA = {
@@ -29,6 +46,8 @@ SCHEMA = {
     "required": ["kind", "age", "name", "tags"],
     "additionalProperties": False,
 }
+THINK, THOUGHT = 315, 316
+"""The last tokens of the vocabulary."""
 REGEX = r"[0-9]{2}:[0-9]{2}( (am|pm))?"
 
 
@@ -38,7 +57,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = tiny.make("llama")
     folder = tmp_path_factory.mktemp("guided")
     tiny.save(model, folder)
-    write_tokenizer(folder, model.config.vocab_size)
+    assert model.config.vocab_size == THOUGHT + 1
+    write_tokenizer(folder, THINK, beyond=("<think>", "</think>"))
+    write_head(folder / "head", folder)
     return folder
 
 
@@ -61,44 +82,103 @@ def guided(max_tokens: int = 160, **fields: Any) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, guided_decoding=GuidedDecodingParams(**fields), **options)
 
 
-def dozen() -> list[SamplingParams]:
-    """Greedy and sampled; with a temperature so high that every token which may come does."""
+def dozen() -> list[tuple[str, SamplingParams]]:
+    """Greedy and sampled; with a temperature so high that every token which may come does. A third of the prompts have
+    closed the thinking part, a third have opened it, and a third leave it to the model. They end in the schema's own
+    words, so that drafts come, and are refused by the grammar or kept."""
     kinds: list[dict[str, Any]] = [{"json": SCHEMA}, {"regex": REGEX}, {"choice": ["alpha", "beta", "al"]}]
-    return [guided(**kinds[i % 3], temperature=(0.0, 0.9, 20.0, 1.0)[i // 3], seed=i) for i in range(12)]
+    words = ' {"kind": "cat", "age": 12, "name": "Tom", "tags": [true, false]} 12:30 pm alpha beta'
+    asked = []
+    for i in range(12):
+        temperature = (0.0, 0.9, 20.0, 1.0)[i // 3]
+        mark = ("<think>\n", "</think>\n\n", "")[(i + i // 3) % 3]
+        # Random weights want no mark more than another token; greedily it comes at once, or never.
+        wanted = 1e3 if temperature == 0.0 else 4.0 * temperature
+        one = guided(**kinds[i % 3], temperature=temperature, seed=i)
+        one = one.model_copy(update={"embedding_bias": {THINK: wanted / 2, THOUGHT: wanted}})
+        asked.append((f"{i}{words}{mark}", one))
+    return asked
 
 
-def check(i: int, text: str) -> None:
+def check(i: int, text: str) -> bool:
+    """True if it has thought."""
+    thought, mark, text = text.rpartition("</think>")
+    opened = (i + i // 3) % 3 == 0
+    assert bool(mark) == (opened or thought.startswith("<think>"))
     if i % 3 == 0:
         jsonschema.validate(json.loads(text), SCHEMA)
     elif i % 3 == 1:
         assert re.fullmatch(REGEX, text)
     else:
         assert text in ("alpha", "beta", "al")
+    return bool(mark)
 
 
-def test_a_dozen_at_once_under_speculation_are_all_valid(folder: Path) -> None:
-    """Prompts that end in the schema's own words, so that drafts come, and are refused by the grammar or kept."""
-    words = ' {"kind": "cat", "age": 12, "name": "Tom", "tags": [true, false]} 12:30 pm alpha beta'
-    prompts = [f"{i}{words} {{" for i in range(12)]
-    texts = {}
-    for name, options in {
-        "plain": {"max_batch_size": 1, "disable_overlap_scheduler": True, "cuda_graph_config": None},
-        "drafts": {"max_batch_size": 12, "speculative_config": NGramDecodingConfig(max_draft_len=4)},
-    }.items():
-        with make(folder, **options) as llm:
-            requests = [llm.generate_async(prompt, one) for prompt, one in zip(prompts, dozen(), strict=True)]
-            outputs = [request.result(timeout=120).outputs[0] for request in requests]
-            witnesses = llm.get_stats()[-1]["witnesses"]
-            llm.check_integrity()
-        assert [output.finish_reason for output in outputs] == ["stop"] * 12
-        texts[name] = [(output.token_ids, output.text) for output in outputs]
-        for i, output in enumerate(outputs):
-            check(i, output.text)
-        assert witnesses["masked_rows"] > 0
-        if name == "drafts":
-            assert witnesses["drafts_accepted"] > 0
-            assert witnesses["drafts_accepted"] < witnesses["drafts_proposed"]
-    assert texts["plain"] == texts["drafts"]
+def run_dozen(folder: Path, **options: Any) -> tuple[list[CompletionOutput], dict[str, int]]:
+    with make(folder, reasoning_parser="qwen3", **options) as llm:
+        requests = [llm.generate_async(*one) for one in dozen()]
+        outputs = [request.result(timeout=240).outputs[0] for request in requests]
+        witnesses = llm.get_stats()[-1]["witnesses"]
+        llm.check_integrity()
+    assert [output.finish_reason for output in outputs] == ["stop"] * 12
+    thought = [check(i, output.text) for i, output in enumerate(outputs)]
+    assert 4 < sum(thought) < 12
+    assert witnesses["masked_rows"] > 0
+    return outputs, witnesses
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> list[CompletionOutput]:
+    plain = {"max_batch_size": 1, "disable_overlap_scheduler": True, "cuda_graph_config": None}
+    return run_dozen(folder, **plain)[0]
+
+
+class _Replay:
+    """Drafts what came in the plain run, with a wrong token now and then."""
+
+    def __init__(self, folder: Path, outputs: list[CompletionOutput]) -> None:
+        encode = load_tokenizer(folder).encode
+        self._texts = [encode(text) + list(one.token_ids) for (text, _), one in zip(dozen(), outputs, strict=True)]
+
+    def __call__(self, tokens: list[int], limit: int) -> list[int]:
+        text = next((text for text in self._texts if text[: len(tokens)] == tokens), [])
+        drafts = text[len(tokens) : len(tokens) + limit]
+        if drafts and len(tokens) % 3 == 0:
+            drafts[-1] = 4 if drafts[-1] == 5 else 5
+        return drafts
+
+
+def drafting(kind: str, folder: Path, alone: list[CompletionOutput]) -> DecodingBaseConfig:
+    return {
+        "ngram": lambda: NGramDecodingConfig(max_draft_len=4),
+        "suffix": lambda: SADecodingConfig(max_draft_len=4, min_matching_length=1),
+        "draft_model": lambda: DraftTargetDecodingConfig(max_draft_len=3, speculative_model=str(folder)),
+        "eagle3": lambda: EagleDecodingConfig(max_draft_len=3, speculative_model=str(folder / "head")),
+        "user_drafter": lambda: UserProvidedDecodingConfig(max_draft_len=4, drafter=_Replay(folder, alone)),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["ngram", "suffix", "draft_model", "eagle3", "user_drafter"])
+def test_a_dozen_at_once_under_speculation_are_all_valid(
+    kind: str, folder: Path, alone: list[CompletionOutput]
+) -> None:
+    outputs, witnesses = run_dozen(folder, max_batch_size=12, speculative_config=drafting(kind, folder, alone))
+    assert [(one.token_ids, one.text) for one in outputs] == [(one.token_ids, one.text) for one in alone]
+    assert 0 < witnesses["drafts_accepted"] < witnesses["drafts_proposed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"reasoning_parser": "magistral"}, r"\[/THINK\]"),
+        ({"reasoning_parser": "auto"}, "chat template"),
+        ({"reasoning_parser": "qwen3", "skip_tokenizer_init": True}, "tokenizer"),
+        ({"reasoning_parser": "qwen"}, "deepseek-r1"),
+    ],
+)
+def test_a_parser_that_does_not_fit_the_model(folder: Path, options: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        make(folder, **options)
 
 
 def test_a_bad_grammar_fails_its_own_request(llm: LLM) -> None:
@@ -145,7 +225,7 @@ class _Stuck:
     def __init__(self) -> None:
         self.go = threading.Event()
 
-    def compile(self, params: GuidedDecodingParams) -> None:
+    def compile(self, request: Request) -> None:
         self.go.wait(60)
         raise ValueError("too late")
 
@@ -154,7 +234,7 @@ def test_what_waits_for_its_grammar_can_be_cancelled_and_times_out(folder: Path)
     stuck = _Stuck()
     with make(folder) as llm:
         backend = llm._engine.backend
-        backend._grammars = grammars.GrammarCompiling(lambda: stuck, backend._clock, limit=0.3)
+        backend._grammars = grammars.GrammarCompiling(lambda: stuck.compile, backend._clock, limit=0.3)
         try:
             slow = llm.generate_async("a", guided(regex="a"))
             gone = llm.generate_async("a", guided(regex="a"))
@@ -175,7 +255,7 @@ def test_the_end_of_the_engine_ends_what_waits_for_a_grammar(folder: Path) -> No
     llm = make(folder)
     try:
         backend = llm._engine.backend
-        backend._grammars = grammars.GrammarCompiling(lambda: stuck, backend._clock)
+        backend._grammars = grammars.GrammarCompiling(lambda: stuck.compile, backend._clock)
         request = llm.generate_async("a", guided(regex="a"))
         llm.shutdown()
         with pytest.raises(Exception, match="shut down"):

@@ -10,8 +10,9 @@ from guided_words import EOS, accepts, params, samplers, tiny_tokenizer, tiny_vo
 from pydantic import BaseModel
 
 from headrace.core.errors import RequestError
+from headrace.core.reasoning import THINK, Reasoning
 from headrace.core.sampling_params import SamplingParams
-from headrace.guided import Compiler, Vocabulary, make_compiler, vocabulary_of
+from headrace.guided import Compiler, Matcher, Thinking, Vocabulary, make_compiler, vocabulary_of
 
 NEEDS_XGRAMMAR = pytest.mark.skipif(importlib.util.find_spec("xgrammar") is None, reason="xgrammar is not installed")
 # Its import takes transformers along: seconds.
@@ -114,6 +115,36 @@ def test_what_was_taken_back_was_never_there(compiler: Compiler, vocabulary: Voc
             assert mask(matcher) == mask(fresh)
         assert matcher.consume(tokens[done])
         assert fresh.consume(tokens[done])
+
+
+@pytest.mark.parametrize("prompt", [[9, 3], [9]])
+def test_a_thinking_part_before_a_grammar(compiler: Compiler, vocabulary: Vocabulary, prompt: list[int]) -> None:
+    """Tokens 3 and 4 are the marks. Whatever is taken back was never there, across the marks too."""
+    thinking = Thinking(Reasoning(THINK, 3, 4, False, frozenset()), vocabulary)
+    grammar = thinking.before(compiler.compile(params(regex="[a-c]{1,3}")), prompt)
+    (b,) = vocabulary.tokenizer.encode("b", add_special_tokens=False)
+    way = [3, 9, 3, 4, b, b] if prompt == [9] else [9, 3, 4, b, b]
+    opened, closed = (0 if prompt != [9] else 1), way.index(4) + 1
+
+    def mask(matcher: Matcher) -> tuple[bool, set[int]]:
+        words = np.zeros(-(-len(vocabulary.tokens) // 32), np.uint32)
+        may_end = matcher.fill(words)
+        return may_end, set(np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist())
+
+    letters = {vocabulary.tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "abc"}
+    every = set(range(len(vocabulary.tokens))) - {EOS}
+    matcher = grammar.matcher()
+    for done in range(len(way) + 1):
+        is_first = prompt == [9] and done == 0
+        expected = letters | {3} if is_first else every if opened <= done < closed else letters
+        assert mask(matcher) == (done > closed, expected)
+        assert not matcher.consume(EOS)
+        for ahead in range(len(way) - done + 1):
+            assert all(matcher.consume(token) for token in way[done : done + ahead])
+            matcher.rollback(ahead)
+            assert mask(matcher)[1] == expected
+        assert done == len(way) or matcher.consume(way[done])
+    assert thinking.before(grammar, [9, 4]) is grammar
 
 
 def test_white_space_comes_to_an_end(compiler: Compiler, vocabulary: Vocabulary) -> None:

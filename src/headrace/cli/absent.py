@@ -52,7 +52,6 @@ FLAGS = (
     Absent("--num-media-load-workers", _TEXT_ONLY),
     Absent("--media-io-kwargs", _TEXT_ONLY),
     Absent("--trust-remote-code", "no code that comes with a checkpoint is ever run", is_switch=True),
-    Absent("--reasoning-parser", f"reasoning parsers are {_LATER}; thinking stays in the text of the answer"),
     Absent("--tool-parser", f"tool calls are {_LATER}"),
     Absent("--metadata-server-config-file", _DISAGGREGATED),
     Absent("--server-role", _DISAGGREGATED),

@@ -41,6 +41,9 @@ def serve(
     chat_template: Annotated[
         str | None, typer.Option(metavar="FILE", help="Jinja template in place of the model's own.")
     ] = None,
+    reasoning_parser: Annotated[
+        str | None, typer.Option(help="Thinking apart from answers: auto, deepseek-r1, nano-v3, qwen3, magistral.")
+    ] = None,
     max_body_mib: Annotated[int, typer.Option(min=1, max=1024, help="Largest body of a request, in MiB.")] = 8,
     request_timeout: Annotated[
         float | None, typer.Option(min=0.001, metavar="S", help="Seconds a request may take.")
@@ -60,6 +63,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: completions, chat, statistics. SIGTERM ends it gently."""
     arguments = merged({"scheduler_config": {"max_queue_size": DEFAULT_QUEUE}}, engine)
+    if reasoning_parser is not None:
+        arguments["reasoning_parser"] = reasoning_parser
     records = _records(perf_metrics_max_requests, arguments.pop("perf_metrics_max_requests", None))
     if any(not key.strip() for key in api_key or ()):
         raise ConfigError("--api-key: an empty key would let everybody in; give one with letters, or none")

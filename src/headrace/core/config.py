@@ -15,6 +15,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from .config_base import Config, Positive
 from .features import MISSING_ARGS, refuse_missing_args
 from .lora import LoraConfig
+from .reasoning import Parser
 from .speculative import SpeculativeConfig
 
 _CHUNK, _WHOLE_PROMPT = 512, 8192
@@ -168,6 +169,9 @@ class LlmArgs(Config):
     one where there is a native core."""
     guided_decoding_backend: Literal["llguidance", "xgrammar"] | None = "llguidance"
     """What compiles schemas and grammars; None: requests that ask for guided decoding are refused."""
+    reasoning_parser: Parser | None = None
+    """How outputs mark their thinking: guided decoding begins after it, and chat answers of the server have it apart.
+    None: thinking is text like any other."""
     enable_lora: bool = False
     """Requests may name adapters (``lora_request``). A ``lora_config`` turns it on as well."""
     lora_config: LoraConfig | None = None

@@ -189,7 +189,6 @@ MISSING_ARGS: tuple[Missing, ...] = (
     Missing("kv_connector_config", f"KV connectors are {_LATER}"),
     Missing("mm_encoder_only", f"an encoder apart from its model is {_LATER}", (None, False)),
     Missing("gather_generation_logits", "SamplingParams(return_generation_logits=True) asks for them", (None, False)),
-    Missing("reasoning_parser", f"reasoning parsers are {_LATER}"),
     Missing("peft_cache_config", "adapters lie in main memory, where the model computes; see LoraConfig.max_loras"),
     Missing("cp_config", f"more than one rank is {_LATER}", (None, {})),
     Missing("moe_cluster_parallel_size", f"more than one rank is {_LATER}", (None, 1)),

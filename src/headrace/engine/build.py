@@ -15,6 +15,7 @@ from headrace.core.config import LlmArgs
 from headrace.core.errors import ConfigError, ModelError, RequestError
 from headrace.core.features import absent_with_states
 from headrace.core.phases import Phases
+from headrace.core.request import Request
 from headrace.core.speculative import (
     DecodingBaseConfig,
     DraftTargetDecodingConfig,
@@ -25,7 +26,7 @@ from headrace.core.speculative import (
 )
 from headrace.executor.base import Capacity
 from headrace.executor.inproc import InprocExecutor
-from headrace.guided import Compiler, make_compiler, vocabulary_of
+from headrace.guided import Grammar, Thinking, make_compiler, vocabulary_of
 from headrace.runner.build import ModelSource, build_worker
 from headrace.sched.options import SchedulerOptions
 from headrace.sched.scheduler import Scheduler
@@ -48,8 +49,8 @@ from headrace.weights.resolve import resolve_model
 from .adapters import NO_ADAPTER_LOADING, AdapterLoading, WorkerAdapters
 from .backend import StartReport
 from .engine import Engine
-from .find import check_features, find_media, find_model, find_tokenizer
-from .grammars import GrammarCompiling
+from .find import check_features, find_media, find_model, find_reasoning, find_tokenizer
+from .grammars import Compile, GrammarCompiling
 from .local import LocalBackend
 from .stats import StatsRecorder
 
@@ -62,9 +63,9 @@ def build_engine(args: LlmArgs) -> Engine:
     check_features(args)
     path = find_model(args, phases)
     tokenizer = find_tokenizer(args, path, phases)
-    media = find_media(path)
+    media, reasoning = find_media(path), find_reasoning(args, tokenizer)
     backend, report = build_backend(args, path, phases)
-    return Engine(backend, report, tokenizer, SystemClock(), media=media)
+    return Engine(backend, report, tokenizer, SystemClock(), media=media, reasoning=reasoning)
 
 
 def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBackend, StartReport]:
@@ -85,7 +86,7 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
                 args,
                 executor,
                 capacity,
-                lambda: _compiler(args, get_tokenizer(), capacity, eos_ids),
+                lambda: _compile(args, get_tokenizer(), capacity, eos_ids),
                 get_tokenizer,
                 adapters,
             )
@@ -129,7 +130,7 @@ def _assemble(
     args: LlmArgs,
     executor: InprocExecutor,
     capacity: Capacity,
-    make_compiler: Callable[[], Compiler],
+    make_compile: Callable[[], Compile],
     get_tokenizer: Callable[[], Tokenizer | None],
     adapters: AdapterLoading,
 ) -> LocalBackend:
@@ -164,19 +165,27 @@ def _assemble(
         manager, options, _proposer(args.speculative_config, capacity.vocab_size), clock, _pace(args.speculative_config)
     )
     stats = StatsRecorder(scheduler, clock, args.iter_stats_max_iterations)
-    grammars = GrammarCompiling(make_compiler, clock)
+    grammars = GrammarCompiling(make_compile, clock)
     return LocalBackend(executor, scheduler, depth, clock, stats, grammars, get_tokenizer, adapters)
 
 
-def _compiler(args: LlmArgs, tokenizer: Tokenizer | None, capacity: Capacity, eos_ids: frozenset[int]) -> Compiler:
-    """Of ``guided_decoding_backend``. Raises ``RequestError``."""
+def _compile(args: LlmArgs, tokenizer: Tokenizer | None, capacity: Capacity, eos_ids: frozenset[int]) -> Compile:
+    """By ``guided_decoding_backend``, after the thinking part where there is one. Raises ``RequestError``."""
     if args.guided_decoding_backend is None:
         raise RequestError(
             "guided_decoding is turned off here (guided_decoding_backend=None); start with 'llguidance' or 'xgrammar'",
             param="guided_decoding",
         )
     vocabulary = vocabulary_of(tokenizer, capacity.vocab_size, eos_ids)
-    return make_compiler(args.guided_decoding_backend, vocabulary)
+    compiler = make_compiler(args.guided_decoding_backend, vocabulary)
+    reasoning = find_reasoning(args, tokenizer)
+    thinking = None if reasoning is None else Thinking(reasoning, vocabulary)
+
+    def compile_for(request: Request) -> Grammar:
+        grammar = compiler.compile(request.sampling.guided_decoding)
+        return grammar if thinking is None else thinking.before(grammar, request.prompt_token_ids)
+
+    return compile_for
 
 
 def _absent_features(args: LlmArgs, capacity: Capacity) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from headrace.core.clock import Clock
 from headrace.core.outputs import EngineHealth
+from headrace.core.reasoning import Reasoning
 from headrace.media.contract import MediaProcessor
 from headrace.tokenizer.tokenizer import Tokenizer
 
@@ -26,13 +27,15 @@ class Engine:
         clock: Clock,
         connect: Callable[[asyncio.AbstractEventLoop], None] = lambda loop: None,
         media: MediaProcessor | None = None,
+        reasoning: Reasoning | None = None,
     ) -> None:
         """``connect``: what takes in the backend's news in an event loop, if that is where they come in. ``media``:
-        None for a model that reads text only."""
+        None for a model that reads text only. ``reasoning``: None where thinking is text like any other."""
         self.backend = backend
         self.report = report
         self.tokenizer = tokenizer
         self.connect = connect
+        self.reasoning = reasoning
         eos_ids = report.eos_ids | (frozenset() if tokenizer is None else tokenizer.eos_ids)
         self.effective = report.effective | {"eos_ids": sorted(eos_ids)}
         """Settings as they really are."""

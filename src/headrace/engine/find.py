@@ -10,6 +10,7 @@ from headrace.core.config import LlmArgs
 from headrace.core.errors import ConfigError
 from headrace.core.features import resolve
 from headrace.core.phases import Phases
+from headrace.core.reasoning import KNOWN_MARKS, PARSERS, Marks, Reasoning
 from headrace.core.speculative import (
     DraftTargetDecodingConfig,
     EagleDecodingConfig,
@@ -46,6 +47,43 @@ def find_tokenizer(args: LlmArgs, model_path: Path, phases: Phases) -> Tokenizer
 def find_media(model_path: Path) -> MediaProcessor | None:
     """None for a model that reads text only. Raises ``ModelError``."""
     return media_processor(model_path)
+
+
+def find_reasoning(args: LlmArgs, tokenizer: Tokenizer | None) -> Reasoning | None:
+    """How outputs think; None without a ``reasoning_parser``. With one its marks are part of the text.
+
+    Raises ``ConfigError``."""
+    name = args.reasoning_parser
+    if name is None:
+        return None
+    if tokenizer is None:
+        raise ConfigError(f"reasoning_parser={name!r} needs a tokenizer; leave skip_tokenizer_init off")
+    marks, starts_inside = (_marks_of(tokenizer), False) if name == "auto" else PARSERS[name]
+    ids = [tokenizer.token_to_id(text) for text in (marks.begin, marks.end)]
+    if None in ids:
+        raise ConfigError(
+            f"reasoning_parser={name!r}: the vocabulary has no tokens {marks.begin!r} and {marks.end!r}, so this model"
+            " does not mark its thinking so; leave reasoning_parser out, or take another one"
+        )
+    begin_id, end_id = (int(token) for token in ids if token is not None)
+    tokenizer.show((begin_id, end_id))
+    blank = {token for text in _BLANK for token in tokenizer.encode(text, add_special_tokens=False)}
+    return Reasoning(marks, begin_id, end_id, starts_inside, frozenset(blank))
+
+
+_BLANK = ("\n", "\n\n", " ", "\n\n\n")
+
+
+def _marks_of(tokenizer: Tokenizer) -> Marks:
+    """Those that stand in the chat template. Raises ``ConfigError``."""
+    for marks in KNOWN_MARKS:
+        if tokenizer.template_has(marks.end):
+            return marks
+    known = ", ".join(marks.end for marks in KNOWN_MARKS)
+    raise ConfigError(
+        f"reasoning_parser='auto': the chat template has none of {known}; leave reasoning_parser out, or name one of"
+        f" {', '.join(PARSERS)}"
+    )
 
 
 def _active_features(args: LlmArgs) -> Iterable[str]:

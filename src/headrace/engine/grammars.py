@@ -13,11 +13,14 @@ from headrace.core.clock import Clock
 from headrace.core.errors import EngineDeadError, RequestError
 from headrace.core.plan import FinishReason
 from headrace.core.request import Request
-from headrace.guided.contract import Compiler
+from headrace.guided.contract import Grammar
 
 from .loop import EngineLoop
 
 log = logging.getLogger("headrace")
+
+Compile = Callable[[Request], Grammar]
+"""From a request to its grammar; safe to use from several threads. Raises ``RequestError``."""
 
 _N_THREADS = 2
 """One grammar that takes long does not hold up all others."""
@@ -35,12 +38,12 @@ class GrammarCompiling:
     """Takes in requests with ``guided_decoding``. They go on to the loop with their ``grammar``, or are refused by it:
     the loop holds them from the start, so they can be cancelled, and end with it."""
 
-    def __init__(self, make_compiler: Callable[[], Compiler], clock: Clock, limit: float = LIMIT) -> None:
-        """``make_compiler``: called when the first request comes, in a thread of this. May raise ``RequestError``."""
-        self._make = make_compiler
+    def __init__(self, make: Callable[[], Compile], clock: Clock, limit: float = LIMIT) -> None:
+        """``make``: called when the first request comes, in a thread of this. May raise ``RequestError``."""
+        self._make = make
         self._clock = clock
         self._limit = limit
-        self._compiler: Compiler | None = None
+        self._compile_one: Compile | None = None
         self._making = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -89,7 +92,7 @@ class GrammarCompiling:
         assert params is not None
         try:
             try:
-                grammar = self._get_compiler().compile(params)
+                grammar = self._get_compile()(request)
             except RequestError as error:
                 loop.refuse(request.request_id, FinishReason.ERROR, error)
             except Exception as error:
@@ -103,8 +106,8 @@ class GrammarCompiling:
         except EngineDeadError:
             pass  # whoever waited has been told by the loop
 
-    def _get_compiler(self) -> Compiler:
+    def _get_compile(self) -> Compile:
         with self._making:
-            if self._compiler is None:
-                self._compiler = self._make()
-            return self._compiler
+            if self._compile_one is None:
+                self._compile_one = self._make()
+            return self._compile_one

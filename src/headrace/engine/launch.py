@@ -10,7 +10,7 @@ from headrace.core.errors import ConfigError
 from headrace.core.phases import Phases
 
 from .engine import Engine
-from .find import check_features, find_media, find_model, find_tokenizer
+from .find import check_features, find_media, find_model, find_reasoning, find_tokenizer
 from .remote import RemoteBackend
 from .spawn import EngineProcess, spawn
 
@@ -43,10 +43,11 @@ def launch_engine(
     try:
         # While the other process imports torch.
         tokenizer = find_tokenizer(args, path, phases)
+        reasoning = find_reasoning(args, tokenizer)
         meanwhile()
         report = backend.report()
         report.phases[:0] = phases.done
-        return Engine(backend, report, tokenizer, clock, backend.connect, find_media(path))
+        return Engine(backend, report, tokenizer, clock, backend.connect, find_media(path), reasoning)
     except BaseException:
         backend.shutdown()
         raise

@@ -5,9 +5,10 @@ from __future__ import annotations
 from headrace.core.errors import RequestError
 
 from .contract import Compiler, Grammar, Matcher
+from .thinking import Thinking
 from .vocabulary import Vocabulary, vocabulary_of
 
-__all__ = ["Compiler", "Grammar", "Matcher", "Vocabulary", "make_compiler", "vocabulary_of"]
+__all__ = ["Compiler", "Grammar", "Matcher", "Thinking", "Vocabulary", "make_compiler", "vocabulary_of"]
 
 
 def make_compiler(backend: str, vocabulary: Vocabulary) -> Compiler:

@@ -25,7 +25,7 @@ _MISSING_CHAT = (
     Missing("mm_processor_kwargs", _MODALITIES),
     Missing("prediction", f"predicted outputs are {NOT_YET}"),
     Missing("web_search_options", "headrace does not search the web"),
-    Missing("reasoning_effort", f"reasoning parsers are {NOT_YET}; see chat_template_kwargs"),
+    Missing("reasoning_effort", "what a template knows of it is said with chat_template_kwargs"),
     Missing("verbosity", "the models served have no such switch; say it in a message", (None, "medium")),
     Missing("store", "nothing is stored here", (None, False)),
     Missing("chat_template", "a template is code, so it comes with the model and not with a request"),
@@ -111,6 +111,8 @@ class Message(Body):
     content: Annotated[list[Part], FEW_ITEMS, BeforeValidator(_parts), WithJsonSchema(_CONTENT)]
     """A text is taken as a list of one part."""
     name: Text | None = None
+    reasoning_content: Text | None = None
+    """What an assistant thought: handed to the template, which mostly leaves it out."""
 
     @property
     def images(self) -> list[str]:
@@ -125,7 +127,8 @@ class Message(Body):
                 {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
                 for part in self.content
             ]
-        named = {} if self.name is None else {"name": self.name}
+        more = {"name": self.name, "reasoning_content": self.reasoning_content}
+        named = {name: value for name, value in more.items() if value is not None}
         return {"role": "system" if self.role == "developer" else self.role, "content": content, **named}
 
 

@@ -13,6 +13,7 @@ from headrace.core.errors import EngineDeadError, RequestError
 from headrace.core.lora import LoRARequest
 from headrace.core.media import MediaData, MediaItem
 from headrace.core.pooling import PoolingParams, PoolingSpec
+from headrace.core.reasoning import Reasoning
 from headrace.core.sampling_params import SamplingParams
 from headrace.engine.engine import Engine
 from headrace.engine.results import RequestOutput
@@ -61,6 +62,11 @@ class ServedEngine(Protocol):
     @property
     def media_kinds(self) -> tuple[str, ...]:
         """What the model reads beside text."""
+        ...
+
+    @property
+    def reasoning(self) -> Reasoning | None:
+        """How outputs mark their thinking; None: nothing is taken apart."""
         ...
 
     async def prepare(
@@ -148,6 +154,10 @@ class FrontedEngine:
     @property
     def media_kinds(self) -> tuple[str, ...]:
         return self._engine.front.media_kinds
+
+    @property
+    def reasoning(self) -> Reasoning | None:
+        return self._engine.reasoning
 
     async def prepare(
         self, prompt: str | list[int], *, add_special_tokens: bool, media: MediaData | None = None

@@ -67,7 +67,7 @@ MISSING_SAMPLING = (
     Missing("conversation_params", f"requests are not routed; {NOT_YET}"),
     Missing("agent_hierarchy", f"requests are scheduled one by one, by priority; hierarchies are {NOT_YET}"),
     Missing("prompt_ignore_length", f"penalties over a part of the prompt are {NOT_YET}", (None, 0)),
-    Missing("thinking_token_budget", f"reasoning parsers are {NOT_YET}; max_tokens limits all of the output"),
+    Missing("thinking_token_budget", f"budgets of thinking are {NOT_YET}; max_tokens limits all of the output"),
     Missing("service_tier", "there is one tier; see priority", (None, "auto", "default")),
     Missing("prompt_cache_key", "a prefix is found by its tokens; cache_salt keeps tenants apart"),
     Missing("prompt_cache_retention", f"retention by request is {NOT_YET}"),

@@ -19,13 +19,12 @@ from headrace.core.clock import SystemClock, VirtualClock
 from headrace.core.errors import RequestError
 from headrace.core.phases import Phases
 from headrace.engine.backend import StartReport
-from headrace.engine.grammars import GrammarCompiling
+from headrace.engine.grammars import Compile, GrammarCompiling
 from headrace.engine.local import LocalBackend
 from headrace.engine.process import main
 from headrace.engine.stats import StatsRecorder
 from headrace.executor.base import Capacity
 from headrace.executor.sim import SimCost, SimExecutor
-from headrace.guided import Compiler
 from headrace.sched.options import SchedulerOptions
 from headrace.sched.scheduler import Scheduler
 from headrace.spec.proposer import NoProposer
@@ -87,7 +86,7 @@ def _assemble(wanted: SimSettings) -> LocalBackend:
     return LocalBackend(executor, scheduler, options.depth, clock, stats, grammars, lambda: None)
 
 
-def _no_grammars() -> Compiler:
+def _no_grammars() -> Compile:
     raise RequestError("guided_decoding: made-up tokens follow no grammar", param="guided_decoding")
 
 

@@ -63,6 +63,14 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._chat_templates)
 
+    def show(self, token_ids: Iterable[int]) -> None:
+        """These are part of the text from now on, also where the vocabulary calls them special."""
+        self.special_ids -= frozenset(token_ids)
+
+    def template_has(self, text: str) -> bool:
+        """Whether a chat template of the model writes ``text``."""
+        return any(text in source for source in self._chat_templates.values())
+
     def id_to_token(self, token_id: int) -> str | None:
         """The vocabulary's own spelling, or None if no token has this id."""
         return self.backend.id_to_token(token_id)

@@ -102,6 +102,11 @@ export class Chat {
       for await (const chunk of complete(asked, { key: this.about.settings.key, signal })) {
         usage = chunk.usage ?? usage;
         const choice = chunk.choices[0];
+        if (choice?.delta.reasoning_content) {
+          meter.tick();
+          message.thinking = (message.thinking ?? "") + choice.delta.reasoning_content;
+          this.on.grow(message);
+        }
         if (choice?.delta.content) {
           meter.tick();
           message.content += choice.delta.content;

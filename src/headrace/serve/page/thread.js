@@ -77,6 +77,8 @@ class Answer {
     this.act = act;
     this.content = make("div", { class: "content" });
     this.markdown = new Markdown(this.content);
+    this.thoughts = make("p", {});
+    this.thinking = make("details", { class: "thinking" }, make("summary", {}, "Thinking"), this.thoughts);
     this.dots = make("p", { class: "dots" }, make("span", { class: "offscreen" }, "Waiting for the first token"));
     this.error = make("div", { class: "error", role: "alert", hidden: true });
     this.facts = make("span", { class: "facts" });
@@ -84,7 +86,7 @@ class Answer {
     this.again = button("Regenerate", "again", act.again, { class: "quiet" });
     this.under = make("div", { class: "under" }, this.copy, this.again, this.facts);
     const label = make("h2", { class: "offscreen" }, "Answer");
-    this.element = make("li", { class: "answer" }, label, this.content, this.dots, this.error, this.under);
+    this.element = make("li", { class: "answer" }, label, this.thinking, this.content, this.dots, this.error, this.under);
   }
 
   draw({ isLast, busy }) {
@@ -99,6 +101,8 @@ class Answer {
   }
 
   text() {
+    this.thinking.hidden = !this.message.thinking;
+    this.thoughts.textContent = this.message.thinking ?? "";
     this.markdown.show(this.message.content);
     this.dots.hidden = !this.busy || this.message.content !== "";
   }

@@ -21,6 +21,7 @@ from ..job import Job
 from ..logprobs import Entry, TokenTexts, chat_logprobs, prompt_logprobs
 from ..params import chat_params, terms
 from ..protocol import StreamOptions
+from ..reasoning import NoSplit, Split, splitter
 from ..serving import Serving, serving_of
 from ..sse import ChunkWriter, encode, finish_json, finish_words
 from ..usage import usage_of
@@ -83,6 +84,7 @@ class _Answer:
         self._top = (body.top_logprobs or 0) if body.logprobs else None
         self._k_prompt = body.prompt_logprobs
         self._usage = body.stream_options or StreamOptions()
+        self._new_split = splitter(serving.engine.reasoning, job.prompts[0].token_ids)
         self._envelope = {
             "id": job.name,
             "object": "chat.completion.chunk" if body.stream else "chat.completion",
@@ -98,16 +100,21 @@ class _Answer:
 
     async def stream(self) -> AsyncIterator[bytes]:
         writer = ChunkWriter(self._envelope, b'"delta":{"content":', b"}", with_usage=self._usage.include_usage)
+        splits: dict[int, Split | NoSplit] = {}
         with self._job as job:
             async for delta in deltas(job):
                 one = delta.one
+                split = splits.setdefault(delta.index, self._new_split())
                 if self._usage.continuous_usage_stats:
                     writer.usage_so_far(usage_of(job.outputs))
                 if delta.is_first:
                     yield writer.choice(delta.index, _ROLE)
-                if one.text_diff or one.logprobs_diff:
-                    logprobs = self._logprobs(one.token_ids_diff, one.logprobs_diff)
-                    yield writer.text(delta.index, one.text_diff, logprobs)
+                logprobs = self._logprobs(one.token_ids_diff, one.logprobs_diff) if one.logprobs_diff else None
+                thinking, text = split.push(one.text_diff, delta.is_last)
+                if thinking:
+                    yield writer.choice(delta.index, _thought(thinking, None if text else logprobs))
+                if text or (logprobs is not None and not thinking):
+                    yield writer.text(delta.index, text, logprobs)
                 if one.finish_reason is not None:
                     finish = finish_json(one.finish_reason, one.stop_reason)
                     yield writer.choice(delta.index, b'"delta":{},"logprobs":null,"finish_reason":' + finish)
@@ -116,9 +123,11 @@ class _Answer:
 
     def _choice(self, one: CompletionOutput) -> dict[str, Any]:
         reason, stop_reason = finish_words(one.finish_reason or "", one.stop_reason)
+        thinking, text = self._new_split().push(one.text, True)
+        thought = {"reasoning_content": thinking} if thinking else {}
         return {
             "index": one.index,
-            "message": {"role": "assistant", "content": one.text, "refusal": None},
+            "message": {"role": "assistant", "content": text, "refusal": None, **thought},
             "logprobs": self._logprobs(one.token_ids, one.logprobs),
             "finish_reason": reason,
             "stop_reason": stop_reason,
@@ -133,3 +142,8 @@ class _Answer:
 
     def _logprobs(self, tokens: Sequence[int], entries: Sequence[Entry]) -> dict[str, Any] | None:
         return None if self._top is None else chat_logprobs(self._texts, self._top, tokens, entries)
+
+
+def _thought(text: str, logprobs: dict[str, Any] | None) -> bytes:
+    """The fields of a choice that holds a piece of thinking."""
+    return b'"delta":{"reasoning_content":%b},"logprobs":%b,"finish_reason":null' % (encode(text), encode(logprobs))
