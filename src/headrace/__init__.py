@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         EagleDecodingConfig,
         NGramDecodingConfig,
         SADecodingConfig,
+        SaveHiddenStatesDecodingConfig,
         UserProvidedDecodingConfig,
     )
     from headrace.engine.results import CompletionOutput, EncodeOutput, RequestOutput
@@ -60,6 +61,7 @@ _HOME = {
     "ContextChunkingPolicy": "headrace.core.config",
     "NGramDecodingConfig": "headrace.core.speculative",
     "SADecodingConfig": "headrace.core.speculative",
+    "SaveHiddenStatesDecodingConfig": "headrace.core.speculative",
     "DraftTargetDecodingConfig": "headrace.core.speculative",
     "Eagle3DecodingConfig": "headrace.core.speculative",
     "EagleDecodingConfig": "headrace.core.speculative",
@@ -106,6 +108,7 @@ __all__ = [
     "RequestOutput",
     "SADecodingConfig",
     "SamplingParams",
+    "SaveHiddenStatesDecodingConfig",
     "SchedulerConfig",
     "UserProvidedDecodingConfig",
 ]

@@ -31,6 +31,7 @@ from headrace import (
     RequestOutput,
     SADecodingConfig,
     SamplingParams,
+    SaveHiddenStatesDecodingConfig,
     UserProvidedDecodingConfig,
 )
 from parity.mllama import picture
@@ -183,6 +184,14 @@ def _eagle3(s: Scenario) -> None:
     s.drafts_by = "eagle3"
 
 
+def _save_states(s: Scenario) -> None:
+    folder = tempfile.mkdtemp(prefix="states-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    s.args["speculative_config"] = SaveHiddenStatesDecodingConfig(
+        output_directory=folder, eagle3_layers_to_capture=(0, 1)
+    )
+
+
 def _user_drafter(s: Scenario) -> None:
     s.drafts_by = "user_drafter"
 
@@ -292,6 +301,7 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "draft_model": _draft_model,
     "eagle3": _eagle3,
     "user_drafter": _user_drafter,
+    "save_states": _save_states,
     "n": _n,
     "best_of": _best_of,
     "beam_search": _beam_search,

@@ -37,7 +37,7 @@ class _Bars:
 def train_draft(
     model: Annotated[str, typer.Argument(help="Built-in name, folder, .gguf file or hub id.")],
     *,
-    data: Annotated[Path, typer.Option(help="Prompts: a line each, or JSON lines (docs/speculation.md).")],
+    data: Annotated[Path, typer.Option(help="Prompts, a line each or JSON lines; or a folder of saved states.")],
     out: Annotated[Path, typer.Option(help="Folder for the head.")],
     draft_vocab: Annotated[int, typer.Option(min=16, help="Tokens that the head can guess.")] = 4096,
     draft_len: Annotated[int, typer.Option(min=1, max=16, help="Drafts of a step that it is trained for.")] = 4,

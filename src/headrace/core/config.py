@@ -16,7 +16,7 @@ from .config_base import Config, Positive
 from .features import MISSING_ARGS, refuse_missing_args
 from .lora import LoraConfig
 from .reasoning import Parser
-from .speculative import SpeculativeConfig
+from .speculative import SaveHiddenStatesDecodingConfig, SpeculativeConfig
 
 _CHUNK, _WHOLE_PROMPT = 512, 8192
 """Rows of a step by default."""
@@ -204,6 +204,23 @@ class LlmArgs(Config):
     def _adapters(self) -> Self:
         if self.lora_config is not None and "enable_lora" in self.model_fields_set and not self.enable_lora:
             raise ValueError("enable_lora=False does not go with a lora_config; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _states_of_every_token(self) -> Self:
+        if not isinstance(self.speculative_config, SaveHiddenStatesDecodingConfig):
+            return self
+        cache = self.kv_cache_config
+        asked = {
+            "enable_block_reuse=True": cache.enable_block_reuse and "enable_block_reuse" in cache.model_fields_set,
+            "host_cache_size": bool(cache.host_cache_size),
+        }
+        for option, is_asked in asked.items():
+            if is_asked:
+                raise ValueError(
+                    f"KvCacheConfig.{option}: of tokens that come from the cache SaveHiddenStatesDecodingConfig has no"
+                    " states; leave one of the two out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -146,6 +146,15 @@ FEATURES: tuple[Feature, ...] = (
         "drafts_proposed",
         excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3"),
     ),
+    Feature(
+        "save_states",
+        "Hidden states on disk",
+        "speculative_config=SaveHiddenStatesDecodingConfig(output_directory)",
+        "saved_states",
+        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "user_drafter")
+        | dict.fromkeys(("kv_reuse", "partial_reuse", "host_cache", "disk_cache"), "every token has to be computed")
+        | {"beam_search": "beams share what was computed"},
+    ),
     Feature("n", "Several outputs of one prompt", "SamplingParams(n)", "forked_outputs"),
     Feature("best_of", "The best of several outputs", "SamplingParams(best_of)", "outputs_compared"),
     Feature("beam_search", "Beam search", "SamplingParams(use_beam_search, best_of)", "beam_forks"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -177,12 +177,20 @@ class BlockMove:
     dst: int
 
 
+class SeqEnd(NamedTuple):
+    """A sequence has ended, whoever found out."""
+
+    seq_id: int
+    reason: FinishReason
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. The worker obeys the fields in this order: appends, inits, block_updates, moves and copies, works.
+    """One step. The worker obeys the fields in this order: ended, appends, inits, block_updates, moves and copies,
+    works.
 
     Moves and copies are made one after the other: a later one may write where an earlier one has read. A step may have
-    moves and no works.
+    moves or ends and no works.
     """
 
     step: int
@@ -192,6 +200,9 @@ class StepPlan:
     block_updates: tuple[BlockUpdate, ...] = ()
     copies: tuple[BlockCopy, ...] = ()
     moves: tuple[BlockMove, ...] = ()
+    ended: tuple[SeqEnd, ...] = ()
+    """Sequences that have ended since the plan before, where the worker wants to know: all that it computed of them
+    came in plans before."""
 
     @property
     def n_rows(self) -> int:

@@ -97,6 +97,27 @@ class UserProvidedDecodingConfig(DecodingBaseConfig):
         return getattr(drafter, "__qualname__", type(drafter).__qualname__)
 
 
+class SaveHiddenStatesDecodingConfig(DecodingBaseConfig):
+    """Drafts nothing: writes what the model makes of every token, for a draft head to learn from."""
+
+    decoding_type: Literal["SaveState"] = "SaveState"
+    max_draft_len: Literal[0] = 0
+    output_directory: str
+    write_interval: Positive = 20
+    """Outputs of a file."""
+    file_prefix: Annotated[str, Field(min_length=1, pattern=r"^[^/\\\x00]+$")] = "data"
+    """Of the names of files: PREFIX_0.pt, PREFIX_1.pt, ..., after those that are there."""
+    eagle3_layers_to_capture: Annotated[tuple[Annotated[int, Field(ge=-1)], ...], Field(min_length=1)] | None = None
+    """The layers whose outputs are kept, from 0 on; None: the usual three. -1 is the last state, which always is."""
+
+    @model_validator(mode="after")
+    def _nothing_to_pace(self) -> SaveHiddenStatesDecodingConfig:
+        for name in ("max_concurrency", "draft_len_schedule", "acceptance_window"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is about drafts, and there are none; leave it out")
+        return self
+
+
 def _kind(given: Any) -> str:
     """``decoding_type``; NGram where a mapping has none."""
     if isinstance(given, dict):
@@ -109,6 +130,7 @@ SpeculativeConfig = Annotated[
     | Annotated[SADecodingConfig, Tag("SA")]
     | Annotated[DraftTargetDecodingConfig, Tag("Draft_Target")]
     | Annotated[EagleDecodingConfig, Tag("Eagle")]
-    | Annotated[UserProvidedDecodingConfig, Tag("User_Provided")],
+    | Annotated[UserProvidedDecodingConfig, Tag("User_Provided")]
+    | Annotated[SaveHiddenStatesDecodingConfig, Tag("SaveState")],
     Discriminator(_kind),
 ]

@@ -22,6 +22,7 @@ from headrace.core.speculative import (
     EagleDecodingConfig,
     NGramDecodingConfig,
     SADecodingConfig,
+    SaveHiddenStatesDecodingConfig,
     UserProvidedDecodingConfig,
 )
 from headrace.executor.base import Capacity
@@ -137,12 +138,13 @@ def _assemble(
     clock = SystemClock()
     depth = 1 if args.disable_overlap_scheduler else 2
     cache = args.kv_cache_config
+    saves = isinstance(args.speculative_config, SaveHiddenStatesDecodingConfig)
     manager = CacheManager(
         capacity.groups,
         capacity.arena,
         CacheOptions(
-            cache.enable_block_reuse,
-            cache.enable_partial_reuse,
+            cache.enable_block_reuse and not saves,
+            cache.enable_partial_reuse and not saves,
             cache.state_checkpoint_interval,
             capacity.tiers,
             capacity.narrowed,
@@ -160,6 +162,7 @@ def _assemble(
         max_beam_width=args.max_beam_width,
         max_queue_size=policies.max_queue_size,
         depth=depth,
+        tells_ends=saves,
     )
     scheduler = Scheduler(
         manager, options, _proposer(args.speculative_config, capacity.vocab_size), clock, _pace(args.speculative_config)
@@ -192,6 +195,9 @@ def _absent_features(args: LlmArgs, capacity: Capacity) -> dict[str, str]:
     """Features that cannot act on this model, by name, with the reason. Raises ``ConfigError`` for one that was asked
     for; what is on by default is left out."""
     cache = args.kv_cache_config
+    if isinstance(args.speculative_config, SaveHiddenStatesDecodingConfig):
+        why = "SaveHiddenStatesDecodingConfig needs every token to be computed"
+        return absent_with_states() | {"kv_reuse": why, "partial_reuse": why}
     if all(group.spec.resumes_inside for group in capacity.groups):
         if "state_checkpoint_interval" in cache.model_fields_set:
             raise ConfigError(
@@ -210,7 +216,7 @@ def _absent_features(args: LlmArgs, capacity: Capacity) -> dict[str, str]:
 
 def _proposer(config: DecodingBaseConfig | None, vocab_size: int) -> Proposer:
     match config:
-        case None:
+        case None | SaveHiddenStatesDecodingConfig():
             return NoProposer()
         case NGramDecodingConfig():
             return NGramProposer(

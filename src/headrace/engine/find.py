@@ -16,6 +16,7 @@ from headrace.core.speculative import (
     EagleDecodingConfig,
     NGramDecodingConfig,
     SADecodingConfig,
+    SaveHiddenStatesDecodingConfig,
     UserProvidedDecodingConfig,
 )
 from headrace.media.contract import MediaProcessor
@@ -88,11 +89,13 @@ def _marks_of(tokenizer: Tokenizer) -> Marks:
 
 def _active_features(args: LlmArgs) -> Iterable[str]:
     cache, drafts = args.kv_cache_config, args.speculative_config
+    saves = isinstance(drafts, SaveHiddenStatesDecodingConfig)
+    reuses = cache.enable_block_reuse and not saves
     switches = {
         "batching": args.max_batch_size > 1,
         "chunked_prefill": args.enable_chunked_prefill,
-        "kv_reuse": cache.enable_block_reuse,
-        "partial_reuse": cache.enable_block_reuse and cache.enable_partial_reuse,
+        "kv_reuse": reuses,
+        "partial_reuse": reuses and cache.enable_partial_reuse,
         "lora": args.lora is not None,
         "host_cache": bool(cache.host_cache_size),
         "disk_cache": bool(cache.disk_cache_size),
@@ -102,6 +105,7 @@ def _active_features(args: LlmArgs) -> Iterable[str]:
         "suffix": isinstance(drafts, SADecodingConfig),
         "draft_model": isinstance(drafts, DraftTargetDecodingConfig),
         "eagle3": isinstance(drafts, EagleDecodingConfig),
+        "save_states": saves,
         "user_drafter": isinstance(drafts, UserProvidedDecodingConfig),
     }
     return (name for name, on in switches.items() if on)

@@ -85,6 +85,7 @@ class TextModel:
         finally:
             checkpoint.close()
         self.n_bytes = self._model.n_bytes
+        self.dtype = mode.dtype
         self._groups = group_layers(self._model.cache_specs())
         self._columns = -(-n_tokens // BLOCK_TOKENS)
         views = []
@@ -116,7 +117,16 @@ class TextModel:
     def tap(self) -> Taps:
         """From here on, the states of the three layers that draft heads read by default. Raises ``ConfigError`` for a
         model with too few layers."""
-        return tap_layers(self._model, tapped_layers({}, n_layers(self._model), None, "auto"), "the usual layers")
+        return tap_layers(self._model, self.usual_layers(), "the usual layers")
+
+    def usual_layers(self) -> list[int]:
+        """Which those are, from 0 on."""
+        return tapped_layers({}, n_layers(self._model), None, "auto")
+
+    @property
+    def hidden_size(self) -> int:
+        """Values of what ``head`` reads."""
+        return self._model.pooling.width
 
     def _batch(self, tokens: Sequence[int]) -> Batch:
         n = len(tokens)

@@ -59,5 +59,6 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Finishes what was submitted, gives the memory back. May be called twice."""
+        """Finishes what was submitted, gives the memory back. May be called twice. Raises ``EngineError`` if something
+        that was to be kept could not be."""
         ...

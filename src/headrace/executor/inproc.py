@@ -61,8 +61,13 @@ class InprocExecutor:
             return
         self._closed = True
         if self._thread.is_alive():
+            worker = self._worker
+            end = self._enqueue(worker.close) if worker is not None else None
             self._tasks.put(None)
             self._thread.join()
+            self._worker = None
+            if end is not None:
+                end.result()
         self._worker = None
 
     def _ready_worker(self) -> Worker:

@@ -38,7 +38,13 @@ def is_head(config: Mapping[str, Any]) -> bool:
     return any(name in ARCHITECTURES for name in config.get("architectures") or ())
 
 
-def tapped_layers(config: Mapping[str, Any], n_layers: int, asked: Sequence[int] | None, convention: str) -> list[int]:
+def tapped_layers(
+    config: Mapping[str, Any],
+    n_layers: int,
+    asked: Sequence[int] | None,
+    convention: str,
+    where: str = "EagleDecodingConfig",
+) -> list[int]:
     """The layers of the target whose outputs a head reads, from 0 on.
 
     Args:
@@ -46,6 +52,7 @@ def tapped_layers(config: Mapping[str, Any], n_layers: int, asked: Sequence[int]
         asked: outputs of these layers, whatever the head's own configuration says.
         convention: what ids in that configuration mean: "inputs" or "outputs" of layers; "auto": outputs if the first
             is 1, inputs else.
+        where: the layers are asked for, for the error.
 
     Raises ``ConfigError`` when there is nothing to go by.
     """
@@ -57,7 +64,7 @@ def tapped_layers(config: Mapping[str, Any], n_layers: int, asked: Sequence[int]
         return [layer if outputs else layer - 1 for layer in named]
     if n_layers <= 5:
         raise ConfigError(
-            f"EagleDecodingConfig: the model has {n_layers} layers, and the usual three are defined from 6 on;"
+            f"{where}: the model has {n_layers} layers, and the usual three are defined from 6 on;"
             " name them with eagle3_layers_to_capture"
         )
     return [1, n_layers // 2 - 1, n_layers - 4]

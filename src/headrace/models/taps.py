@@ -48,8 +48,9 @@ def n_layers(model: Any) -> int:
     return len(_layers(model))
 
 
-def tap_layers(model: Any, outputs: Sequence[int], where: str) -> Taps:
-    """Makes the outputs of the layers ``outputs`` (from 0 on, in order) visible. Once a model.
+def tap_layers(model: Any, outputs: Sequence[int], where: str, *, last: bool = False) -> Taps:
+    """Makes the outputs of the layers ``outputs`` (from 0 on, in order) visible, and with ``last``, as the last state,
+    what the model's head reads. Once a model.
 
     Raises ``ConfigError``, naming ``where`` the layers were asked for.
     """
@@ -61,7 +62,11 @@ def tap_layers(model: Any, outputs: Sequence[int], where: str) -> Taps:
         )
     taps = {index: Tap(layers[index]) for index in outputs}
     model.layers = tuple(taps.get(index, layer) for index, layer in enumerate(layers))
-    return Taps(taps[index] for index in outputs)
+    chosen = [taps[index] for index in outputs]
+    if last:
+        model.norm = Tap(model.norm)
+        chosen.append(model.norm)
+    return Taps(chosen)
 
 
 def _layers(model: Any) -> tuple[Layer, ...]:

@@ -21,12 +21,14 @@ from headrace.core.config import BuildCacheConfig, LlmArgs
 from headrace.core.errors import ConfigError
 from headrace.core.phases import Phases
 from headrace.core.plan import BLOCK_TOKENS
+from headrace.core.speculative import SaveHiddenStatesDecodingConfig
 from headrace.executor.base import Capacity
 from headrace.layers.adapters import NO_ADAPTERS, Adapters, NoAdapters
 from headrace.layers.base import BuildContext
 from headrace.models.base import Model
+from headrace.models.eagle3 import tapped_layers
 from headrace.models.registry import build_model
-from headrace.models.taps import Taps
+from headrace.models.taps import Taps, n_layers, tap_layers
 from headrace.models.windows import narrow
 from headrace.ops.blocks import CACHE_DTYPES, block_layout
 from headrace.ops.memory import huge_zeros
@@ -44,6 +46,7 @@ from .graph import Graphs, NoGraphs, StepGraphs
 from .media import NO_MEDIA, CrossMedia, Media
 from .memory import MemoryPlan, available_bytes, kv_budget
 from .pooling import Poolers
+from .saving import NO_SAVER, Saver, StateFiles, StateSaver
 from .scheme import scheme_for
 from .slots import SlotTable
 from .states import NoStates, RecurrentStates, States
@@ -87,6 +90,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         narrowed = () if windows is None else narrow(model.cached_layers(), windows, max_seq_len)
         drafting = drafting_by(args.speculative_config, sources[1:], ctx, algorithm, model, max_seq_len)
         models = [model, *drafting.models]
+        layers, taps = _captured(args, model)
         groups = group_layers([spec for one in models for spec in one.cache_specs()])
     with phases.time("plan memory"):
         slots = _slot_table(args, groups, max_seq_len, max_drafts)
@@ -104,7 +108,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         sampler_type, sampler = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
         sizes = _graph_sizes(args, ops, min(most_rows, args.max_batch_size * (1 + max_drafts)))
         graphs_of = _graph_maker(args, ops, groups, sizes)
-        graphs = graphs_of(model, drafting.taps)
+        graphs = graphs_of(model, taps or drafting.taps)
 
         def own_sampler() -> Sampler:
             return _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)[1]
@@ -126,8 +130,32 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     sampler = ProcessingSampler(GuidedSampler(sampler, model.vocab_size), args.batched_logits_processor)
     states = _states(model, ops, groups, max_drafts)
     parts = Poolers(model), states, drafter, _media(model, ops, groups, slots), adapter_rows(adapters), mover
-    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, *parts)
+    saver = _saver(args, layers, taps, slots)
+    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, *parts, saver)
     return Worker(runner, capacity, memory, effective)
+
+
+def _captured(args: LlmArgs, model: Model) -> tuple[Sequence[int], Taps | None]:
+    """Layers whose outputs are to be saved, and how they are seen; None if nothing is."""
+    config = args.speculative_config
+    if not isinstance(config, SaveHiddenStatesDecodingConfig):
+        return (), None
+    if not model.pooling.generates:
+        raise ConfigError(f"SaveHiddenStatesDecodingConfig: {type(model).__name__} gives no tokens to learn")
+    asked = None
+    if config.eagle3_layers_to_capture is not None:
+        asked = sorted(layer for layer in config.eagle3_layers_to_capture if layer >= 0)
+    layers = tapped_layers({}, n_layers(model), asked, "auto", "SaveHiddenStatesDecodingConfig")
+    where = "SaveHiddenStatesDecodingConfig.eagle3_layers_to_capture"
+    return layers, tap_layers(model, layers, where, last=True)
+
+
+def _saver(args: LlmArgs, layers: Sequence[int], taps: Taps | None, slots: SlotTable) -> Saver:
+    config = args.speculative_config
+    if taps is None or not isinstance(config, SaveHiddenStatesDecodingConfig):
+        return NO_SAVER
+    files = StateFiles(Path(config.output_directory).expanduser(), config.file_prefix, config.write_interval)
+    return StateSaver(taps, layers, slots, files)
 
 
 def _capacity(

@@ -26,6 +26,7 @@ from .graph import Graphs
 from .media import Media
 from .pooling import Poolers
 from .prompt_rows import NO_ROWS, PromptRowMaker, PromptRows
+from .saving import Saver
 from .slots import SlotTable
 from .states import States
 from .tiers import BlockMover
@@ -71,6 +72,7 @@ class StepRunner:
         media: Media,
         adapters: AdapterRows,
         mover: BlockMover,
+        saver: Saver,
     ) -> None:
         self.model = model
         self.sampler = sampler
@@ -87,12 +89,14 @@ class StepRunner:
         self.adapters = adapters
         self._rows = PromptRowMaker(model, sampler)
         self.mover = mover
+        self.saver = saver
         self._bind_errors: dict[int, str] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs the plan; results come in the order of its works. Call it under ``torch.inference_mode()``."""
         started = time.perf_counter()
         counters: Counter[str] = Counter()
+        self.saver.end(plan.ended)
         self.slots.choose(plan.appends)
         for init in plan.inits:
             self._bind(init)
@@ -109,6 +113,7 @@ class StepRunner:
                 results[item.index] = self._settle(item, prompt.get(item.index, NO_ROWS), sampled)
             self.states.advance(batch, [results[item.index].n_accepted for item in resolved])
             self.drafter.observe(resolved, results)
+            counters["saved_states"] += self.saver.observe(resolved, results)
             counters["batched_steps"] += len(resolved) > 1
         return StepResult(plan.step, tuple(results), time.perf_counter() - started, dict(counters), failed_moves)
 
@@ -119,6 +124,7 @@ class StepRunner:
         try:
             self.sampler.bind(init)
             self.drafter.bind(init)
+            self.saver.bind(init)
         except RequestError as error:
             self.slots.stopped[init.slot] = True
             self._bind_errors[init.slot] = str(error)

@@ -39,6 +39,10 @@ class Worker:
         """Its memory is given back. No sequence may be bound to it."""
         self._runner.adapters.unload(number)
 
+    def close(self) -> None:
+        """No step comes any more. Raises ``EngineError`` if something that was to be kept could not be."""
+        self._runner.saver.close()
+
     def slot_state(self) -> dict[str, list[int]]:
         """Lengths by slot: for error reports and tests."""
         return self._runner.slots.state()

@@ -29,6 +29,8 @@ class SchedulerOptions:
     """Sequences that may wait; None: no limit."""
     depth: int = 2
     """Steps that are in flight at once."""
+    tells_ends: bool = False
+    """The worker keeps something of sequences until it hears that they have ended."""
 
     def __post_init__(self) -> None:
         for name, least in (("max_batch_size", 1), ("max_num_tokens", 1), ("max_seq_len", 2), ("depth", 1)):

@@ -20,7 +20,7 @@ from headrace.cache.manager import CacheManager
 from headrace.core.clock import Clock
 from headrace.core.errors import IntegrityError, QueueFullError, RequestError
 from headrace.core.outputs import SequenceUpdate
-from headrace.core.plan import FinishReason, SeqResult, StepPlan, StepResult, TokenLogprobs
+from headrace.core.plan import FinishReason, SeqEnd, SeqResult, StepPlan, StepResult, TokenLogprobs
 from headrace.core.pooling import Pooled
 from headrace.core.request import Request
 from headrace.core.sequence import Sequence, SequenceState
@@ -106,6 +106,8 @@ class Scheduler:
         """Live sequences by request id and index."""
         self._deadlines: LazyHeap[dict[int, Sequence]] = LazyHeap(lambda _, live: bool(live))
         self._next_step = 0
+        self._ended: list[SeqEnd] = []
+        """Not told to the worker yet."""
 
     # Taking in.
 
@@ -183,7 +185,7 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step, in flight from now on; None if there is nothing to do before a result comes."""
         step = self._planner.fill(self._next_step)
-        if not (step.works or self.manager.tiers.n_moves):
+        if not (step.works or self.manager.tiers.n_moves or self._ended):
             if self._flights or not self.n_unfinished:
                 return None
             step = self._planner.clear_the_way(self._next_step)
@@ -197,7 +199,8 @@ class Scheduler:
         moves = self.manager.take_moves()
         self._flights.append(step.flight(moves))
         self._next_step += 1
-        return step.plan(moves)
+        ended, self._ended = tuple(self._ended), []
+        return step.plan(moves, ended)
 
     # Applying.
 
@@ -405,6 +408,8 @@ class Scheduler:
     ) -> SequenceUpdate:
         """A sequence ends, whatever it was doing."""
         self._let_go(seq)
+        if self._options.tells_ends:
+            self._ended.append(SeqEnd(seq.seq_id, reason))
         self._witnesses[_WITNESS_OF_END.get(reason, "finished")] += 1
         now = self._clock.now()
         return self._update(

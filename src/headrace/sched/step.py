@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from headrace.cache.lease import BlockLease
 from headrace.cache.tiers import MoveBatch
-from headrace.core.plan import BlockCopy, BlockUpdate, SeqWork, SlotAppend, SlotInit, StepPlan
+from headrace.core.plan import BlockCopy, BlockUpdate, SeqEnd, SeqWork, SlotAppend, SlotInit, StepPlan
 from headrace.core.sequence import Sequence
 
 
@@ -74,7 +74,7 @@ class StepDraft:
         if self.short is None or seq.standing < self.short.standing:
             self.short = seq
 
-    def plan(self, moves: MoveBatch) -> StepPlan:
+    def plan(self, moves: MoveBatch, ended: tuple[SeqEnd, ...]) -> StepPlan:
         return StepPlan(
             self.step,
             tuple([flying.work for flying in self.works]),
@@ -83,6 +83,7 @@ class StepDraft:
             tuple(self.updates),
             tuple(self.copies),
             moves.moves,
+            ended,
         )
 
     def flight(self, moves: MoveBatch) -> Flight:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from headrace.core.errors import ConfigError
 from headrace.core.sampling_params import SamplingParams
 
-from .lessons import Conversation
+from .lessons import Conversation, Recorded
 
 if TYPE_CHECKING:
     from headrace.llm import LLM
@@ -26,8 +29,11 @@ def read_data(path: Path) -> list[str | list[dict[str, Any]] | Conversation]:
 
     A ``.jsonl`` file has an object a line: ``{"prompt": text}``, ``{"messages": [...]}`` as in a chat request, or
     ``{"tokens": [...], "prompt_tokens": n, "temperature": t}``, which an earlier run has answered. Any other file is
-    text with a prompt a line. Raises ``ConfigError``, naming the line.
+    text with a prompt a line. A folder has the files that ``SaveHiddenStatesDecodingConfig`` writes. Raises
+    ``ConfigError``, naming the line or the file.
     """
+    if path.is_dir():
+        return _recorded(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -38,6 +44,30 @@ def read_data(path: Path) -> list[str | list[dict[str, Any]] | Conversation]:
             found.append(_entry(line, f"--data {path}, line {number}") if path.suffix == ".jsonl" else line.strip())
     if not found:
         raise ConfigError(f"--data {path}: there is no prompt in it")
+    return found
+
+
+def _recorded(folder: Path) -> list[str | list[dict[str, Any]] | Conversation]:
+    """Conversations with their states, in the order of the files' names."""
+    paths = sorted(folder.glob("*.pt"), key=lambda path: (len(path.name), path.name))
+    if not paths:
+        raise ConfigError(f"--data {folder}: there are no .pt files in it; SaveHiddenStatesDecodingConfig writes them")
+    found: list[str | list[dict[str, Any]] | Conversation] = []
+    for path in paths:
+        try:
+            found.extend(
+                Recorded(
+                    tuple(one["input_ids"].tolist()),
+                    one["prompt_tokens"],
+                    one["temperature"],
+                    tuple(one["layers"]),
+                    one["aux_hidden_states"],
+                    one["hidden_state"],
+                )
+                for one in torch.load(path, weights_only=True)
+            )
+        except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"--data {path}: not hidden states: {type(error).__name__}: {error}") from None
     return found
 
 

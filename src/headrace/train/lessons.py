@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from headrace.core.errors import ConfigError
 from headrace.eval.text_model import MODES, TextModel
 
 TOP = 16
@@ -22,6 +23,22 @@ class Conversation:
     n_prompt: int
     temperature: float = 0.0
     """Of the answer."""
+
+    def cut(self, n: int) -> Conversation:
+        """Its first ``n`` tokens at most."""
+        return replace(self, tokens=self.tokens[:n])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recorded(Conversation):
+    """A conversation that an engine has run over, and kept the states of (``SaveHiddenStatesDecodingConfig``)."""
+
+    layers: tuple[int, ...] = ()
+    """Whose outputs ``states`` are."""
+    states: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """[S, n_states]"""
+    last: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """[S, hidden]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +64,33 @@ class Teacher:
 
     def __init__(self, path: Path, mode: str, max_tokens: int) -> None:
         self._model = TextModel(path, MODES[mode], max_tokens)
+        self.layers = tuple(self._model.usual_layers())
         self._taps = self._model.tap()
 
     def lesson(self, one: Conversation) -> Lesson:
+        """Raises ``ConfigError`` for states that are not those a head reads."""
         ids, probs = [], []
-        last = self._model.hidden(one.tokens)
+        if isinstance(one, Recorded):
+            last, states = self._recalled(one)
+        else:
+            last = self._model.hidden(one.tokens)
+            states = torch.cat(self._taps.states, 1)
         for first in range(0, len(last), _ROWS):
             top = self._model.head(last[first : first + _ROWS]).log_softmax(-1).topk(TOP, dim=1)
             ids.append(top.indices.int())
             probs.append(top.values.exp())
-        states = torch.cat(self._taps.states, 1).to(torch.bfloat16)
-        tokens, kept = torch.tensor(one.tokens), last.to(torch.bfloat16)
+        tokens, kept = torch.tensor(one.tokens), (states.to(torch.bfloat16), last.to(torch.bfloat16))
         # Copies out of inference mode: training may look at them.
         return Lesson(
-            tokens, one.n_prompt, one.temperature, states.clone(), kept.clone(), torch.cat(ids), torch.cat(probs)
+            tokens, one.n_prompt, one.temperature, kept[0].clone(), kept[1].clone(), torch.cat(ids), torch.cat(probs)
         )
+
+    def _recalled(self, one: Recorded) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last states and those of the layers, as ``forward`` would give them."""
+        n, last = len(one.tokens), one.last[: len(one.tokens)]
+        if one.layers != self.layers or last.shape != (n, self._model.hidden_size):
+            raise ConfigError(
+                f"--data: states of the layers {list(one.layers)}, {one.last.shape[-1]} wide; a head for this model"
+                f" reads {list(self.layers)}, {self._model.hidden_size} wide"
+            )
+        return last.to(self._model.dtype), one.states[:n]

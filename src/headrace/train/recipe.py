@@ -69,7 +69,7 @@ def train_head(
 
     Raises ``ConfigError`` where there is too little to learn from, or the model has too few layers.
     """
-    cut = [Conversation(one.tokens[:max_tokens], one.n_prompt, one.temperature) for one in conversations]
+    cut = [one.cut(max_tokens) for one in conversations]
     cut = [one for one in cut if len(one.tokens) - one.n_prompt >= _SHORTEST]
     if len(cut) < 2:
         raise ConfigError(f"--data: {len(cut)} conversations have an answer of {_SHORTEST} tokens; two are the least")
