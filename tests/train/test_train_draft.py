@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from draft_heads import guess, write_head
 from headrace import LLM, ConfigError, EagleDecodingConfig, SamplingParams
 from headrace.eval import tiny
-from headrace.train.conversations import answered, read_data, write_answers
+from headrace.train.conversations import answered, made_up, read_data, write_answers
 from headrace.train.eagle3 import HeadShape, TrainableHead
 from headrace.train.lessons import Conversation
 from headrace.train.recipe import head_config, train_head
@@ -136,3 +138,33 @@ def test_prompts_are_answered_by_the_model_and_every_answer_is_kept(folder: Path
     path = tmp_path / "answers.jsonl"
     write_answers(path, done)
     assert read_data(path) == done
+
+
+class _Asking:
+    """A model whose user turns go on in turn with these texts, and how they end."""
+
+    def __init__(self, turns: list[tuple[str, str]], has_chat_template: bool = True) -> None:
+        self._turns, self.asked = cycle(turns), []
+        self.tokenizer = SimpleNamespace(
+            has_chat_template=has_chat_template,
+            chat=lambda messages: f"user: {messages[0]['content']} end",
+            encode=lambda text, add_special_tokens: [ord(letter) for letter in text],
+        )
+
+    def generate(self, prompts: list[list[int]], params: list[SamplingParams], use_tqdm: bool) -> list[SimpleNamespace]:
+        self.asked += zip(prompts, params, strict=True)
+        texts = [next(self._turns) for _ in prompts]
+        return [SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason=how)]) for text, how in texts]
+
+
+def test_a_model_makes_up_prompts_where_the_user_speaks() -> None:
+    turns = [("What is rain made of? ", "stop"), ("Tell me about", "length"), ("Hi", "stop"), ("Why is it so?", "stop")]
+    model, seen = _Asking(turns), list[int]()
+    assert made_up(model, 2, 0, seen.append) == ["What is rain made of?", "Why is it so?"]  # type: ignore[arg-type]
+    assert seen == [2]
+    assert {bytes(prompt) for prompt, _ in model.asked} == {b"user: "}
+    assert len({params.seed for _, params in model.asked}) == len(model.asked)
+    with pytest.raises(ConfigError, match="in 12 attempts the model made up 2 prompts"):
+        made_up(_Asking(turns), 3, 0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no chat template"):
+        made_up(_Asking(turns, has_chat_template=False), 3, 0)  # type: ignore[arg-type]

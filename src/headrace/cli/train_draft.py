@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from tqdm import tqdm
 
 from headrace.cli import console
 from headrace.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headrace.llm import LLM
+    from headrace.train.conversations import Entry
+    from headrace.train.lessons import Conversation
 
 
 class _Bars:
@@ -34,16 +40,38 @@ class _Bars:
             self._bar.close()
 
 
+def _answered(
+    llm: LLM, entries: Sequence[Entry], answer_tokens: int, seed: int, save_answers: Path | None, bars: _Bars
+) -> list[Conversation]:
+    """Answers are saved as they come."""
+    from headrace.train.conversations import answered, write_answers
+
+    n_done = 0
+    bars.stage("answers", len(entries))
+
+    def on_answers(new: Sequence[Conversation]) -> None:
+        nonlocal n_done
+        n_done += len(new)
+        bars.advance(n_done)
+        if save_answers is not None:
+            write_answers(save_answers, new)
+
+    return answered(llm, entries, answer_tokens, seed, on_answers)
+
+
 def train_draft(
     model: Annotated[str, typer.Argument(help="Built-in name, folder, .gguf file or hub id.")],
     *,
-    data: Annotated[Path, typer.Option(help="Prompts, a line each or JSON lines; or a folder of saved states.")],
     out: Annotated[Path, typer.Option(help="Folder for the head.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Prompts, a line each or JSON lines; or a folder of saved states.")
+    ] = None,
+    own_prompts: Annotated[int, typer.Option(min=0, help="So many prompts that the model makes up itself.")] = 0,
     draft_vocab: Annotated[int, typer.Option(min=16, help="Tokens that the head can guess.")] = 4096,
     draft_len: Annotated[int, typer.Option(min=1, max=16, help="Drafts of a step that it is trained for.")] = 4,
     minutes: Annotated[float, typer.Option(min=0.01, help="Training ends after this time at the latest.")] = 45.0,
-    epochs: Annotated[int, typer.Option(min=1, help="Times that it sees every conversation.")] = 8,
-    rate: Annotated[float, typer.Option(min=1e-6, max=0.1, help="Highest learning rate.")] = 7e-4,
+    epochs: Annotated[int, typer.Option(min=1, help="Times that it sees every conversation.")] = 4,
+    rate: Annotated[float, typer.Option(min=1e-6, max=0.1, help="Highest learning rate.")] = 8e-4,
     max_tokens: Annotated[int, typer.Option(min=16, help="Of a conversation; what is longer is cut.")] = 320,
     answer_tokens: Annotated[int, typer.Option(min=8, help="Most tokens of an answer.")] = 224,
     quantization: Annotated[
@@ -64,7 +92,8 @@ def train_draft(
     import torch
 
     from headrace.core.cgroup import usable_cpus
-    from headrace.train.conversations import answered, read_data, write_answers
+    from headrace.ops.native import core
+    from headrace.train.conversations import made_up, read_data
     from headrace.train.lessons import Conversation
     from headrace.train.recipe import train_head
     from headrace.train.trainer import Settings
@@ -75,24 +104,20 @@ def train_draft(
         raise ConfigError(f"--quantization {quantization}: there are {', '.join(modes)}")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: there is something already; give a new folder")
-    entries, bars = read_data(data), _Bars()
-    path = resolve_model(model, on_note=console.note).path
-    conversations = [one for one in entries if isinstance(one, Conversation)]
-    if len(conversations) < len(entries):
+    if data is None and not own_prompts:
+        raise ConfigError("there is nothing to learn from: give --data, --own-prompts, or both")
+    entries: Sequence[Entry] = [] if data is None else read_data(data)
+    path, bars = resolve_model(model, on_note=console.note).path, _Bars()
+    if own_prompts or not all(isinstance(one, Conversation) for one in entries):
         kept = {} if quantization == "none" else {"quant_config": {"quant_algo": quantization}}
-        bars.stage("answers", len(entries))
-        n_done = 0
-
-        def on_answers(new: list[Conversation]) -> None:
-            nonlocal n_done
-            n_done += len(new)
-            bars.advance(n_done)
-            if save_answers is not None:
-                write_answers(save_answers, new)
-
         room = min(max_tokens, 512) + answer_tokens
         with LLM(path, dtype="bfloat16", max_seq_len=room, num_threads=threads, **kept) as llm:
-            conversations = answered(llm, entries, answer_tokens, seed, on_answers)
+            if own_prompts:
+                bars.stage("prompts", own_prompts)
+                entries = [*entries, *made_up(llm, own_prompts, seed, bars.advance)]
+            entries = _answered(llm, entries, answer_tokens, seed, save_answers, bars)
+    conversations = [one for one in entries if isinstance(one, Conversation)]
+    core.set_threads(threads or usable_cpus())
     torch.set_num_threads(threads or usable_cpus())
     settings = Settings(n_steps=draft_len, epochs=epochs, seconds=60.0 * minutes, rate=rate, seed=seed)
     trained = train_head(

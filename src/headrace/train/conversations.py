@@ -7,7 +7,7 @@ import pickle
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -19,12 +19,18 @@ from .lessons import Conversation, Recorded
 if TYPE_CHECKING:
     from headrace.llm import LLM
 
-_TEMPERATURES = (0.0, 0.0, 0.7, 1.0)
-"""Of answers, in turn: half of them greedy."""
+Entry: TypeAlias = "str | list[dict[str, Any]] | Conversation"
+"""A prompt, the messages of a chat, or what has an answer."""
+
+_TEMPERATURES = (0.0, 0.0, 0.0, 0.0, 0.7, 1.0)
+"""Of answers, in turn: most of them greedy."""
+_PROMPT_TOKENS = 64
+_PROMPT_CHARACTERS = range(12, 400)
+"""Of a prompt that the model makes up."""
 _AT_ONCE = 64
 
 
-def read_data(path: Path) -> list[str | list[dict[str, Any]] | Conversation]:
+def read_data(path: Path) -> list[Entry]:
     """Prompts, messages, and conversations that are complete.
 
     A ``.jsonl`` file has an object a line: ``{"prompt": text}``, ``{"messages": [...]}`` as in a chat request, or
@@ -47,7 +53,7 @@ def read_data(path: Path) -> list[str | list[dict[str, Any]] | Conversation]:
     return found
 
 
-def _recorded(folder: Path) -> list[str | list[dict[str, Any]] | Conversation]:
+def _recorded(folder: Path) -> list[Entry]:
     """Conversations with their states, in the order of the files' names."""
     paths = sorted(folder.glob("*.pt"), key=lambda path: (len(path.name), path.name))
     if not paths:
@@ -71,7 +77,7 @@ def _recorded(folder: Path) -> list[str | list[dict[str, Any]] | Conversation]:
     return found
 
 
-def _entry(line: str, where: str) -> str | list[dict[str, Any]] | Conversation:
+def _entry(line: str, where: str) -> Entry:
     try:
         entry = json.loads(line)
     except ValueError as error:
@@ -86,9 +92,35 @@ def _entry(line: str, where: str) -> str | list[dict[str, Any]] | Conversation:
     raise ConfigError(f'{where}: expected {{"prompt": ...}}, {{"messages": [...]}}, or tokens with prompt_tokens')
 
 
+def made_up(llm: LLM, n: int, seed: int, on_prompts: Callable[[int], None] = lambda found: None) -> list[Entry]:
+    """``n`` prompts that the model makes up: it goes on where its chat template has the user speak (Magpie, arXiv
+    2406.08464). ``on_prompts`` hears how many there are. Raises ``ConfigError`` for a model that asks too little."""
+    tokenizer, rng, found, mark = llm.tokenizer, random.Random(seed), dict[str, None](), "@@@"
+    if tokenizer is None or not tokenizer.has_chat_template:
+        raise ConfigError("--own-prompts: the model has no chat template in which a user could ask; give --data")
+    before = tokenizer.chat([{"role": "user", "content": mark}]).partition(mark)[0]
+    start = tokenizer.encode(before, add_special_tokens=False)
+    for _ in range(-(-4 * n // _AT_ONCE)):
+        params = [
+            SamplingParams(max_tokens=_PROMPT_TOKENS, temperature=1.0, top_p=0.97, seed=rng.getrandbits(63))
+            for _ in range(_AT_ONCE)
+        ]
+        for output in llm.generate([start] * _AT_ONCE, params, use_tqdm=False):
+            text = output.outputs[0].text.strip()
+            if output.outputs[0].finish_reason == "stop" and len(text) in _PROMPT_CHARACTERS:
+                found[text] = None
+        on_prompts(min(n, len(found)))
+        if len(found) >= n:
+            return list(found)[:n]
+    raise ConfigError(
+        f"--own-prompts {n}: in {4 * n} attempts the model made up {len(found)} prompts that end and are of"
+        f" {_PROMPT_CHARACTERS.start} to {_PROMPT_CHARACTERS.stop} characters; give fewer, or --data"
+    )
+
+
 def answered(
     llm: LLM,
-    data: Sequence[str | list[dict[str, Any]] | Conversation],
+    data: Sequence[Entry],
     max_tokens: int,
     seed: int,
     on_answers: Callable[[Sequence[Conversation]], None],
@@ -98,7 +130,11 @@ def answered(
     assert tokenizer is not None
     done = [one for one in data if isinstance(one, Conversation)]
     on_answers(done)
-    asked = [one if isinstance(one, list) else [{"role": "user", "content": one}] for one in data if one not in done]
+    asked = [
+        one if isinstance(one, list) else [{"role": "user", "content": one}]
+        for one in data
+        if not isinstance(one, Conversation)
+    ]
     prompts = [
         tokenizer.chat(messages)
         if tokenizer.has_chat_template

@@ -23,11 +23,11 @@ class Settings:
     """Of a chain: as many drafts as the head will be asked for."""
     short_share: float = 0.5
     """Share of the time in which chains have two steps only: most of what a head learns is in those."""
-    epochs: int = 8
+    epochs: int = 4
     seconds: float = 3000.0
     """Training ends after this time at the latest; the learning rate falls accordingly."""
     batch: int = 4
-    rate: float = 6e-4
+    rate: float = 8e-4
     decay: float = 0.8
     """What a guess weighs against the one before it: it counts only if that was right."""
     seed: int = 0
