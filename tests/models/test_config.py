@@ -261,6 +261,13 @@ def test_decilm_layers_are_what_their_own_entry_says():
     assert not [name for name in shapes if name.startswith("2.")]
 
 
+@pytest.mark.parametrize(("value", "is_tuned"), [(4, True), (True, True), (0, False), (False, False), (None, True)])
+def test_llama_4_may_count_what_tunes_its_queries(value, is_tuned):
+    model = build("Llama4ForCausalLM", no_rope_layers=[1, 0], attn_temperature_tuning=value)
+    query_keys = model.layers[1].attention._query_keys
+    assert (type(query_keys).__name__ == "FarQueryKeys") == is_tuned
+
+
 def test_nemotron_rotates_half_of_each_head_unless_told_otherwise():
     def rotated(**changes: Any) -> int:
         return 2 * build("NemotronForCausalLM", **changes).rope._inv_freq.shape[0]

@@ -149,6 +149,20 @@ def _modelopt_fp8(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return tensors, stored.float() * scale
 
 
+def _fp8_blocks(height: int, width: int) -> Form:
+    """As DeepSeek-V3 and Qwen3's FP8 folders."""
+
+    def write(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        n, k = weight.shape
+        padded = torch.nn.functional.pad(weight, (0, -k % width, 0, -n % height))
+        scales = padded.unflatten(0, (-1, height)).unflatten(2, (-1, width)).abs().amax((1, 3)) / 448
+        spread = scales.repeat_interleave(height, 0).repeat_interleave(width, 1)[:n, :k]
+        stored = (weight / spread).to(torch.float8_e4m3fn)
+        return {"weight": stored, "weight_scale_inv": scales}, stored.float() * spread
+
+    return Form({"quant_method": "fp8", "weight_block_size": [height, width]}, write)
+
+
 _E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 
@@ -176,18 +190,37 @@ def _modelopt(algorithm: str, write: Callable[[torch.Tensor], tuple[Tensors, tor
     return Form({}, write, files={"hf_quant_config.json": {"quantization": quantization}})
 
 
-def requantise(plain: Path, folder: Path, name: str) -> Path:
-    """The model in ``plain`` with all matrices of its layers in a form."""
+def is_projection(name: str, weight: torch.Tensor) -> bool:
+    return name.endswith("_proj.weight")
+
+
+def is_matrix(name: str, weight: torch.Tensor) -> bool:
+    """Of a layer's products, as publishers choose: no router, no gate of a few outputs, and no vision tower."""
+    small = ("gate.weight", "router.weight", "_gate.weight", "in_proj_ba.weight")
+    fits = weight.dim() == 2 and weight.shape[0] % 8 == 0 and weight.shape[1] % 32 == 0
+    return fits and ".layers." in name and "vision" not in name and not name.endswith(small)
+
+
+def requantise(
+    plain: Path,
+    folder: Path,
+    name: str,
+    chosen: Callable[[str, torch.Tensor], bool] = is_projection,
+    decoded: Path | None = None,
+) -> Path:
+    """The model in ``plain`` with the ``chosen`` tensors in a form; in ``decoded`` with what they then stand for."""
     form, checkpoint = FORMS[name], open_checkpoint(plain)
-    config, tensors = checkpoint.config(), {}
+    config, tensors, values = checkpoint.config(), {}, {}
     for tensor in checkpoint.names():
-        values = checkpoint.tensor(tensor)
-        if tensor.endswith("_proj.weight"):
-            base = tensor.removesuffix("weight")
-            tensors |= {base + end: part for end, part in form.write(values)[0].items()}
+        values[tensor] = checkpoint.tensor(tensor)
+        if chosen(tensor, values[tensor]):
+            parts, values[tensor] = form.write(values[tensor])
+            tensors |= {tensor.removesuffix("weight") + end: part for end, part in parts.items()}
         else:
-            tensors[tensor] = values
+            tensors[tensor] = values[tensor]
     checkpoint.close()
+    if decoded is not None:
+        write_safetensors(decoded, config, values)
     return write(folder, form, tensors, config)
 
 
@@ -233,6 +266,7 @@ FORMS = {
         "mxfp4-pack-quantized", **_FP4, strategy="group", group_size=32, symmetric=True,
         scale_dtype=torch.uint8,
     ),
+    "fp8-blocks": _fp8_blocks(32, 64),
     "modelopt-fp8": _modelopt("FP8", _modelopt_fp8),
     "modelopt-nvfp4": _modelopt("NVFP4", _modelopt_nvfp4),
 }  # fmt: skip

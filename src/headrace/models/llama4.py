@@ -110,7 +110,8 @@ def _query_keys(ctx: BuildContext, fields: Fields, c: DecoderConfig) -> dict[boo
     heads = QueryKeys(c.n_heads)
     normed = NormedQueryKeys(ctx, c.n_heads, c.head_dim, c.eps) if fields.flag("use_qk_norm", True) else heads
     floor_scale, attn_scale = fields.number("floor_scale", 8192.0), fields.number("attn_scale", 0.1)
-    tuned = fields.flag("attn_temperature_tuning", True)
+    # A number in the first files of Scout; what it is does not matter.
+    tuned = fields.raw("attn_temperature_tuning", True) not in (False, 0)
     return {True: normed, False: FarQueryKeys(ctx, c.n_heads, floor_scale, attn_scale) if tuned else heads}
 
 
