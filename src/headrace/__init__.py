@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from headrace.core.outputs import Logprob
     from headrace.core.pooling import PoolingParams
     from headrace.core.processors import BatchedLogitsProcessor, LogitsProcessor
+    from headrace.core.retention import KvCacheRetentionConfig, TokenRangeRetentionConfig
     from headrace.core.sampling_params import SamplingParams
     from headrace.core.speculative import (
         DraftTargetDecodingConfig,
@@ -53,6 +54,8 @@ _HOME = {
     "LogitsProcessor": "headrace.core.processors",
     "GuidedDecodingParams": "headrace.core.guided_params",
     "KvCacheConfig": "headrace.core.config",
+    "KvCacheRetentionConfig": "headrace.core.retention",
+    "TokenRangeRetentionConfig": "headrace.core.retention",
     "LoRARequest": "headrace.core.lora",
     "LoraConfig": "headrace.core.lora",
     "CudaGraphConfig": "headrace.core.config",
@@ -97,6 +100,7 @@ __all__ = [
     "GuidedDecodingParams",
     "HeadraceError",
     "KvCacheConfig",
+    "KvCacheRetentionConfig",
     "LoRARequest",
     "LogitsProcessor",
     "Logprob",
@@ -110,6 +114,7 @@ __all__ = [
     "SamplingParams",
     "SaveHiddenStatesDecodingConfig",
     "SchedulerConfig",
+    "TokenRangeRetentionConfig",
     "UserProvidedDecodingConfig",
 ]
 

@@ -15,6 +15,7 @@ from headrace.core.errors import RequestError, did_you_mean
 from headrace.core.lora import LoRARequest
 from headrace.core.outputs import EngineHealth
 from headrace.core.pooling import PoolingParams
+from headrace.core.retention import KvCacheRetentionConfig
 from headrace.core.sampling_params import SamplingParams
 from headrace.runner import openmp  # noqa: F401  before torch
 
@@ -31,6 +32,7 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 
 Output = TypeVar("Output", bound="RequestOutput")
 
+_RETENTION = (KvCacheRetentionConfig, type(None))
 _PROMPT_KEYS = ("prompt", "prompt_token_ids")
 
 
@@ -57,14 +59,16 @@ class LLM:
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         *,
         cache_salt: str | Sequence[str | None] | None = None,
+        kv_cache_retention_config: KvCacheRetentionConfig | Sequence[KvCacheRetentionConfig | None] | None = None,
         priority: float | Sequence[float] = 0.5,
         timeout: float | None = None,
     ) -> RequestOutput | list[RequestOutput]:
         """Generates for one prompt or for a list of them, and waits for all.
 
-        ``sampling_params``, ``lora_request`` (the adapter to compute with; None: the model alone), ``cache_salt`` and
-        ``priority`` are one for all prompts or one for each. ``timeout``
-        (seconds) is a deadline for each request: what is there by then comes back with finish_reason "timeout".
+        ``sampling_params``, ``lora_request`` (the adapter to compute with; None: the model alone), ``cache_salt``,
+        ``kv_cache_retention_config`` (how long the cache keeps what is computed) and ``priority`` are one for all
+        prompts or one for each. ``timeout`` (seconds) is a deadline for each request: what is there by then comes back
+        with finish_reason "timeout".
         Wrong input raises ``RequestError`` before anything is started. If requests fail later, the others are finished
         first; the error then carries all outputs as ``error.outputs``.
         """
@@ -74,13 +78,15 @@ class LLM:
         params = _each("sampling_params", sampling_params or SamplingParams(), SamplingParams, count)
         salts = _each("cache_salt", cache_salt, (str, type(None)), count)
         adapters = _adapters(lora_request, count)
+        kept = _each("kv_cache_retention_config", kv_cache_retention_config, _RETENTION, count)
+        options = [{**of, "kv_cache_retention_config": one} for of, one in zip(adapters, kept, strict=True)]
         priorities = _each("priority", priority, (int, float), count)
         front = self._engine.front
         prepared = [_prepare(front, prompt, one) for prompt, one in zip(prompts, params, strict=True)]
         starts = [
             partial(front.submit, text, ids, one, priority=rank, timeout=timeout, cache_salt=salt, media=media, **more)
             for (text, ids, media), one, salt, rank, more in zip(
-                prepared, params, salts, priorities, adapters, strict=True
+                prepared, params, salts, priorities, options, strict=True
             )
         ]
         outputs = _finish(starts, use_tqdm and not single)
@@ -94,6 +100,7 @@ class LLM:
         *,
         streaming: bool = False,
         cache_salt: str | None = None,
+        kv_cache_retention_config: KvCacheRetentionConfig | None = None,
         priority: float = 0.5,
         timeout: float | None = None,
     ) -> RequestOutput:
@@ -114,6 +121,7 @@ class LLM:
             cache_salt=cache_salt,
             media=media,
             lora_request=lora_request,
+            kv_cache_retention_config=kv_cache_retention_config,
         )
 
     # Encoding.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.cache.arena import NO_ARENA, arena_for_tokens, plan_arena
@@ -39,6 +39,7 @@ def test_a_chunked_resume_needs_what_there_is_of_the_chunk_of_its_next_row(lengt
     assert ChunkedKV(2, 16, 2, chunk=40).needed_from(length) == first
 
 
+@settings(deadline=None)
 @given(window=st.integers(1, 200), chunk=st.integers(1, 200), length=st.integers(1, 400), rows=st.integers(1, 100))
 def test_a_window_is_the_narrower_of_what_there_was_and_what_is_set(
     window: int, chunk: int, length: int, rows: int

@@ -174,7 +174,12 @@ def test_a_running_sequence_keeps_its_prefix() -> None:
 def test_a_colliding_key_costs_a_hit_and_never_an_answer() -> None:
     manager = cache()
     manager.index = PrefixIndex(
-        group_layers([FULL]), manager.pool, manager.tiers, True, key_of=lambda parent, tokens: b"same"
+        group_layers([FULL]),
+        manager.pool,
+        manager.tiers,
+        True,
+        key_of=lambda parent, tokens: b"same",
+        counters=manager.counters,
     )
     manager.retire(run(manager, text(64)))
     assert manager.lookup(None, text(65), 64).length == 32, "the second block's key was taken"

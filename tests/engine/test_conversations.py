@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from headrace import LLM, KvCacheConfig, SamplingParams
+from headrace import (
+    LLM,
+    KvCacheConfig,
+    KvCacheRetentionConfig,
+    RequestError,
+    SamplingParams,
+    TokenRangeRetentionConfig,
+)
 from headrace.eval import tiny
 
 
@@ -113,3 +120,26 @@ def _overwrite(folder: Path) -> None:
     with mine.open("r+b") as file:
         size = os.fstat(file.fileno()).st_size
         file.write(b"\xa5" * size)
+
+
+def test_a_request_that_cannot_be_kept_is_refused_and_one_that_can_is(folders: dict[str, Path]) -> None:
+    keep = KvCacheRetentionConfig(token_range_retention_configs=[TokenRangeRetentionConfig(0, 64, 90)])
+    rng = random.Random(8)
+    texts = [[rng.randrange(3, 300) for _ in range(96)] for _ in range(6)]
+    options = SamplingParams(max_tokens=1, end_id=-1)
+    args = {"dtype": "float32", "skip_tokenizer_init": True, "num_threads": 1}
+    with LLM(folders["llama"], kv_cache_config=KvCacheConfig(max_tokens=256), **args) as llm:
+        llm.generate(texts[0], options, kv_cache_retention_config=keep)
+        llm.generate(texts[1:], [options] * 5, use_tqdm=False, kv_cache_retention_config=[None] * 5)
+        assert llm.generate(texts[0], options).cached_tokens == 64
+        assert llm.generate(texts[1], options).cached_tokens == 0
+        with pytest.raises(RequestError, match="kv_cache_retention_config has 1 entries for 2 prompts"):
+            llm.generate(texts[:2], options, kv_cache_retention_config=[keep])
+        late = KvCacheRetentionConfig(token_range_retention_configs=[TokenRangeRetentionConfig(200, 300, 90)])
+        with pytest.raises(RequestError, match="token_start=200, and the prompt has 96 tokens"):
+            llm.generate(texts[0], options, kv_cache_retention_config=late)
+    with (
+        LLM(folders["llama"], kv_cache_config=KvCacheConfig(enable_block_reuse=False), **args) as llm,
+        pytest.raises(RequestError, match="kv_cache_retention_config: nothing is kept here"),
+    ):
+        llm.generate(texts[0], options, kv_cache_retention_config=keep)

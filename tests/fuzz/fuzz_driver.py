@@ -11,6 +11,7 @@ from headrace.cache.arena import TierSizes
 from headrace.cache.manager import CacheOptions
 from headrace.core.pooling import Pooling
 from headrace.core.request import Request
+from headrace.core.retention import USUAL_ASKS, Asks, KvCacheRetentionConfig, asks_of
 from headrace.sched.options import SchedulerOptions
 
 LAYERS = (
@@ -72,6 +73,20 @@ def random_beams(rng: random.Random, n_slots: int) -> dict[str, object]:
     return options | {"best_of": width}
 
 
+def random_asks(rng: random.Random, n_prompt: int) -> Asks:
+    """Of half of the requests nothing; of the others ranges of the prompt, and the rest, for a while or for good."""
+    if rng.random() < 0.5:
+        return USUAL_ASKS
+    borders = sorted({rng.randrange(n_prompt) for _ in range(4)})
+    some = [
+        {"token_start": first, "token_end": end, "priority": rng.choice((0, 20, 35, 60, 100))}
+        | {"duration_ms": rng.choice((None, 5, 60))}
+        for first, end in zip(borders[::2], borders[1::2], strict=False)
+    ]
+    decode = {"decode_retention_priority": rng.choice((0, 35, 80))} if rng.random() < 0.5 else {}
+    return asks_of(KvCacheRetentionConfig(token_range_retention_configs=some, **decode), n_prompt)
+
+
 def with_tiers(config: RigConfig, rng: random.Random) -> RigConfig:
     """With tiers below the arena, where there is something to keep."""
     if not (config.specs and config.cache.block_reuse):
@@ -89,6 +104,7 @@ class FuzzRig(Rig):
         config = random_config(self.rng)
         tiers = random.Random(seed)
         super().__init__(with_tiers(config, tiers))
+        self._other = random.Random(seed + 1)
         if tiers.random() < 0.3:
             self.executor.disk_fails = lambda: tiers.random() < 0.1
         # Short prompts with long outputs outgrow the cache together; long prompts share and are chunked.
@@ -128,6 +144,8 @@ class FuzzRig(Rig):
             priority=rng.choice((0.5, 0.5, 0.9)),
             deadline=rng.choice((None, None, None, now + rng.random() * 0.2)),
             cache_salt=rng.choice((None, None, "other")),
+            # With a disk the fuzzer has priorities enough: who waits for it stands aside.
+            asks=USUAL_ASKS if self.config.cache.tiers.disk else random_asks(self._other, len(prompt)),
         )
 
     def act_plan(self) -> None:

@@ -82,6 +82,7 @@ TURN = int(os.environ.get("HEADRACE_TURN", time.time() // 86_400))
 
 QUICK_WITH = {
     "best_of": frozenset[str](),
+    "retention": frozenset(("host_cache",)),
     "windows": frozenset(("kv_reuse", "preemption")),
     "logits": frozenset(("chunked_prefill", "kv_reuse", "preemption", "graph", "ngram", "beam_search")),
     "beam_search": frozenset(

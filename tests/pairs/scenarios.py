@@ -24,6 +24,7 @@ from headrace import (
     EagleDecodingConfig,
     GuidedDecodingParams,
     KvCacheConfig,
+    KvCacheRetentionConfig,
     LoraConfig,
     LoRARequest,
     NGramDecodingConfig,
@@ -32,6 +33,7 @@ from headrace import (
     SADecodingConfig,
     SamplingParams,
     SaveHiddenStatesDecodingConfig,
+    TokenRangeRetentionConfig,
     UserProvidedDecodingConfig,
 )
 from parity.mllama import picture
@@ -103,6 +105,8 @@ class Scenario:
     """Of three requests, two have an adapter each and one has none; the plain run has them as well."""
     returns: int = 0
     """The beginning that prompts share has been there before, and so many others have taken its place in the cache."""
+    retains: bool = False
+    """Of three requests, one wants to be kept, one not to be, and one says nothing."""
     tight: bool = False
     """Too little cache for all."""
     drafts_by: str = ""
@@ -136,6 +140,11 @@ def _reuse(s: Scenario) -> None:
 
 def _partial(s: Scenario) -> None:
     s.cache |= {"enable_block_reuse": True, "enable_partial_reuse": True}
+
+
+def _retention(s: Scenario) -> None:
+    s.cache["enable_block_reuse"] = True
+    s.retains = True
 
 
 def _host_cache(s: Scenario) -> None:
@@ -290,6 +299,7 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "chunked_prefill": _chunks,
     "kv_reuse": _reuse,
     "partial_reuse": _partial,
+    "retention": _retention,
     "host_cache": _host_cache,
     "disk_cache": _disk_cache,
     "windows": _windows,
@@ -411,7 +421,12 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
             priority = (index % 5) / 4 if scenario.priorities else 0.5
             options = _sampling(scenario, work, index)
             adapter = adapters[index % len(adapters)]
-            requests.append(llm.generate_async(work.given(index), options, adapter, priority=priority))
+            kept = _KEPT[index % 3] if scenario.retains else None
+            requests.append(
+                llm.generate_async(
+                    work.given(index), options, adapter, priority=priority, kv_cache_retention_config=kept
+                )
+            )
             if scenario.one_by_one:
                 requests[-1].result(timeout=120)
         encoding = [
@@ -446,6 +461,13 @@ def _adapters(model: Path | str) -> tuple[LoRARequest | None, ...]:
     return None, LoRARequest("every", 1, str(every)), LoRARequest("part", 2, str(part))
 
 
+_KEPT = (
+    KvCacheRetentionConfig(token_range_retention_configs=[TokenRangeRetentionConfig(0, 40, 80, 50.0)]),
+    KvCacheRetentionConfig(
+        token_range_retention_configs=[TokenRangeRetentionConfig(0, None, 0)], decode_retention_priority=0
+    ),
+    None,
+)
 _POOLING = ("last", "mean", "all")
 _ABOUT_DRAWING = ("top_p_decay", "top_p_min")
 """What does not go with beams: the other half of the requests has it."""

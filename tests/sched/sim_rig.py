@@ -115,7 +115,7 @@ class Rig:
         groups = group_layers(config.specs)
         arena = arena_for_tokens(groups, config.arena_tokens)
         options = config.scheduler
-        self.manager = CacheManager(groups, arena, config.cache)
+        self.manager = CacheManager(groups, arena, config.cache, self.clock)
         self.executor = SimExecutor(
             Capacity(options.max_batch_size, options.max_seq_len, config.vocab_size, groups, arena), self.clock
         )
@@ -140,7 +140,7 @@ class Rig:
 
     def request(self, prompt: list[int] | tuple[int, ...], max_tokens: int | None = 8, **options: object) -> Request:
         """A request; options are fields of ``Request`` or of ``SamplingParams``."""
-        names = ("priority", "deadline", "cache_salt", "seed", "eos_ids", "pooling")
+        names = ("priority", "deadline", "cache_salt", "seed", "eos_ids", "pooling", "asks")
         of_request = {name: options.pop(name) for name in names if name in options}
         sampling = SamplingParams(max_tokens=max_tokens, **options)
         base = Request(len(self.requests), tuple(prompt), sampling, 7, self.clock.now(), frozenset({EOS}))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from headrace.core.retention import USUAL_ASKS
+
 if TYPE_CHECKING:
     from .cross import CrossEntry
     from .prefix_index import Node
@@ -21,6 +23,7 @@ class BlockLease:
     """
 
     __slots__ = (
+        "asks",
         "blocks",
         "first",
         "has_twins",
@@ -40,6 +43,8 @@ class BlockLease:
     def __init__(self, identity: str | None, first: list[int], blocks: list[deque[int]], n_blocks: int) -> None:
         self.identity = identity
         """What the prefix is shared under: the salt."""
+        self.asks = USUAL_ASKS
+        """What its blocks are worth to the request."""
         self.first = first
         self.blocks = blocks
         self.n_blocks = n_blocks

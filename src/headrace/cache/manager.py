@@ -9,10 +9,12 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from headrace.core.clock import Clock
 from headrace.core.errors import IntegrityError
 from headrace.core.media import EncodedMedia
 from headrace.core.outputs import MissReason
 from headrace.core.plan import BLOCK_TOKENS, BlockCopy, BlockUpdate
+from headrace.core.retention import DEFAULT_PRIORITY, USUAL_ASKS, Asks
 
 from .arena import NO_TIERS, NULL_BLOCK, ArenaLayout, TierSizes
 from .cross import CrossCache
@@ -32,6 +34,7 @@ COUNTERS = (
     "missed_blocks",
     "partial_reuse_tokens",
     "reused_media",
+    "prioritised_blocks",
 )
 
 
@@ -46,6 +49,8 @@ class CacheOptions:
     """Recurrent states are kept for others where a multiple of these tokens ends, and at the end of a sequence."""
     tiers: TierSizes = NO_TIERS
     """Where blocks go that have to make room; it takes block_reuse."""
+    min_offload_priority: int = DEFAULT_PRIORITY
+    """What is worth less is not kept in the tiers."""
     narrowed: tuple[int, ...] = ()
     """Groups whose windows were set by hand: they have a count of their own."""
 
@@ -68,7 +73,10 @@ class Placement:
 class CacheManager:
     """Blocks of all groups, and the prefix index over them. No tensors: block ids and token ids only."""
 
-    def __init__(self, groups: Sequence[CacheGroup], layout: ArenaLayout, options: CacheOptions) -> None:
+    def __init__(
+        self, groups: Sequence[CacheGroup], layout: ArenaLayout, options: CacheOptions, clock: Clock | None = None
+    ) -> None:
+        """``clock``: what durations of retention go by; None: they never pass."""
         self.layout = layout
         self._specs = [group.spec for group in groups]
         self._n_groups = len(groups)
@@ -90,7 +98,15 @@ class CacheManager:
         )
         self.tiers = Tiers(layout, options.tiers, lambda kept: self.index.lost(kept), self.counters)
         self.index = (
-            PrefixIndex(of_tokens, self.pool, self.tiers, self._partial_reuse)
+            PrefixIndex(
+                of_tokens,
+                self.pool,
+                self.tiers,
+                self._partial_reuse,
+                counters=self.counters,
+                clock=clock,
+                min_offload_priority=options.min_offload_priority,
+            )
             if options.block_reuse and groups
             else NoIndex(self._n_token_groups)
         )
@@ -204,9 +220,9 @@ class CacheManager:
 
     # Doing.
 
-    def place(self, slot: int, hit: Hit, tokens: Sequence[int], end: int) -> Placement:
+    def place(self, slot: int, hit: Hit, tokens: Sequence[int], end: int, asks: Asks = USUAL_ASKS) -> Placement:
         """Blocks for a sequence that resumes at ``hit`` and computes up to ``end``. Ask ``can_place`` first, and
-        ``must_fetch``."""
+        ``must_fetch``. ``asks``: what its blocks are worth."""
         below = hit.below()
         source_below = [] if hit.source is None else [kept for kept in hit.source.kept if kept is not None]
         self.tiers.claim([*below, *source_below])
@@ -230,6 +246,8 @@ class CacheManager:
         held = [deque(self._whole_blocks(hit, group, row, n_new)) for group, row in enumerate(new)]
         lease = self._register(BlockLease(hit.identity, list(hit.first), held, blocks_of(end)))
         lease.node, lease.n_indexed, lease.n_found, lease.media = hit.node, hit.n_whole, hit.n_whole, media
+        lease.asks = asks
+        self.index.retain(lease)
         self.index.announce(lease, tokens)
         self._count_hit(hit, len(tokens))
         updates = tuple(
@@ -269,6 +287,7 @@ class CacheManager:
     def fetch(self, hit: Hit) -> bytes | None:
         """Starts to bring what of ``hit`` is on disk to the host. What to wait for (see ``take_resolved``), or None if
         there is no room for any of it now."""
+        self.index.expire()
         # Should there not be room for all, what has come is a beginning in every group.
         below = sorted(hit.below(), key=lambda kept: kept.node.depth)
         ready = [kept for kept in below if kept.is_ready]
@@ -310,7 +329,7 @@ class CacheManager:
         lease = self._register(BlockLease(parent.identity, list(parent.first), held, blocks_of(computed)))
         lease.node, lease.n_indexed = parent.node, parent.n_indexed
         lease.n_shared = lease.n_found = n_whole
-        lease.has_twins, lease.media = parent.has_twins, parent.media
+        lease.has_twins, lease.media, lease.asks = parent.has_twins, parent.media, parent.asks
         updates = tuple(
             BlockUpdate(slot, group, 0, (NULL_BLOCK,) * lease.first[group] + tuple(row))
             for group, row in enumerate(held)
@@ -404,6 +423,7 @@ class CacheManager:
         self._leases.remove(lease)
         self.n_given_back += 1
         self.index.next_use()
+        self.index.retain(lease)
         for group, row in enumerate(lease.blocks):
             for block in row:
                 self._unpin(group, block)

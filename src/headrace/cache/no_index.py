@@ -47,6 +47,12 @@ class NoIndex:
     def lost(self, kept: Kept) -> None:
         raise IntegrityError("a block of a tier is lost, but nothing is kept")
 
+    def retain(self, lease: BlockLease) -> None:
+        pass
+
+    def expire(self) -> None:
+        pass
+
     def busy(self, group: int, block: int) -> None:
         raise IntegrityError(f"block {block} of group {group} counts as cached, but nothing is kept")
 

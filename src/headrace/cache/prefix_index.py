@@ -5,29 +5,31 @@ match is only believed if parent and tokens are the same as well, so a collision
 entry has one block per cache group, or none in groups whose window has moved on. A block may have gone to a tier below
 the arena (``tiers``); it still counts, and comes back when it is used.
 
-Every block here that no lease pins can be given up. The order is: blocks that a sequence let fall out of its window,
-then the least recently used, and of one use the deepest first, so that chains shrink from their ends.
+Every block here that no lease pins can be given up; ``victims`` has the order.
 """
 
 from __future__ import annotations
 
 import struct
 from bisect import bisect_left
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 
 import xxhash
 
+from headrace.core.clock import Clock, VirtualClock
 from headrace.core.errors import IntegrityError
 from headrace.core.outputs import MissReason
 from headrace.core.plan import BLOCK_TOKENS
+from headrace.core.retention import DEFAULT_PRIORITY, USUAL_ASKS, Ask
 
 from .groups import CacheGroup
 from .hit import Hit
-from .lazy_heap import LazyHeap
 from .lease import BlockLease
 from .pool import BlockPool
+from .retention import Retention
 from .tiers import Kept, Tiers
+from .victims import Rank, Victims
 
 _pack_block = struct.Struct(f"<{BLOCK_TOKENS}q").pack
 _EVICTED_KEYS_KEPT = 4096
@@ -48,10 +50,12 @@ class Node:
         "child_tokens",
         "children",
         "depth",
+        "expires",
         "idle_since",
         "kept",
         "key",
         "parent",
+        "priority",
         "tokens",
     )
 
@@ -64,8 +68,11 @@ class Node:
         self.blocks = [_NO_BLOCK] * n_groups
         self.kept: list[Kept | None] = [None] * n_groups
         """Blocks of groups that have none in the arena, if they are in a tier below."""
-        self.idle_since: list[tuple[bool, int, int] | None] = [None] * n_groups
-        """Key in the queue of victims, for each block that nobody pins."""
+        self.idle_since: list[Rank | None] = [None] * n_groups
+        """Place among the victims, for each block that nobody pins."""
+        self.priority = DEFAULT_PRIORITY
+        self.expires: float | None = None
+        """Clock reading at which the priority is the usual one again; None: it stays."""
         self.children: list[Node] = []
         self.child_tokens: list[tuple[int, ...]] = []
         """Tokens of the children, sorted: the child that shares the most with a text is a neighbour of its place."""
@@ -82,6 +89,10 @@ class PrefixIndex:
         tiers: Tiers,
         partial_reuse: bool,
         key_of: Callable[[bytes, tuple[int, ...]], bytes] = chain_key,
+        *,
+        counters: Counter[str],
+        clock: Clock | None = None,
+        min_offload_priority: int = DEFAULT_PRIORITY,
     ) -> None:
         self._specs = [group.spec for group in groups]
         self._pool = pool
@@ -91,10 +102,9 @@ class PrefixIndex:
         self._nodes: dict[bytes, Node] = {}
         self._roots: dict[str | None, Node] = {}
         self._node_of: list[dict[int, Node]] = [{} for _ in groups]
-        self._victims: list[LazyHeap[Node]] = [
-            LazyHeap(lambda key, node, g=g: node.idle_since[g] is key) for g in range(len(groups))
-        ]
-        self._tick = 0
+        self._victims = Victims(len(groups))
+        self.retention = Retention(clock or VirtualClock(), self._victims, tiers, counters)
+        self._min_offload_priority = min_offload_priority
         self._pending: dict[bytes, BlockLease] = {}
         self._resolved: list[bytes] = []
         self._evicted: OrderedDict[bytes, None] = OrderedDict()
@@ -195,11 +205,14 @@ class PrefixIndex:
         while lease.n_indexed < n_blocks:
             number = lease.n_indexed
             block_tokens = tuple(tokens[number * BLOCK_TOKENS : (number + 1) * BLOCK_TOKENS])
-            node = self._enter(lease.node, block_tokens)
+            node = self._enter(lease.node, block_tokens, lease.asks.of(number))
             if node is None:
                 return
             self._fill(node, lease, number)
             lease.node, lease.n_indexed = node, number + 1
+        if lease.asks is not USUAL_ASKS:
+            # Time may have passed for those before.
+            self.retain(lease)
 
     def _root(self, identity: str | None) -> Node:
         root = self._roots.get(identity)
@@ -207,13 +220,17 @@ class PrefixIndex:
             root = self._roots[identity] = Node(None, root_key(identity), (), len(self._specs))
         return root
 
-    def _enter(self, parent: Node, tokens: tuple[int, ...]) -> Node | None:
+    def _enter(self, parent: Node, tokens: tuple[int, ...], ask: Ask) -> Node | None:
         """The entry, made if need be; None if its key is taken by different tokens."""
         key = self._key_of(parent.key, tokens)
         node = self._nodes.get(key)
         if node is not None:
-            return node if node.parent is parent and node.tokens == tokens else None
+            if node.parent is not parent or node.tokens != tokens:
+                return None
+            self.retention.ask(node, ask)
+            return node
         node = self._nodes[key] = Node(parent, key, tokens, len(self._specs))
+        self.retention.begin(node, ask)
         place = bisect_left(parent.child_tokens, tokens)
         parent.child_tokens.insert(place, tokens)
         parent.children.insert(place, node)
@@ -267,65 +284,59 @@ class PrefixIndex:
         resolved, self._resolved = self._resolved, []
         return resolved
 
+    # What is kept how long.
+
+    def retain(self, lease: BlockLease) -> None:
+        """What the lease's sequence asks for its blocks counts from now on."""
+        if lease.asks is USUAL_ASKS and not self.retention.is_used:
+            return
+        node = lease.node
+        while node is not None and node.parent is not None:
+            if node.alive:
+                self.retention.ask(node, lease.asks.of(node.depth - 1))
+            node = node.parent
+
+    def expire(self) -> None:
+        """What was asked for a while is forgotten when that is over."""
+        self.retention.expire()
+
     # Pins come and go.
 
     def busy(self, group: int, block: int) -> None:
         """Somebody pins a block of the index that nobody pinned before."""
-        node = self._node_of[group][block]
-        if node.idle_since[group] is not None:
-            node.idle_since[group] = None
-            self._victims[group].died()
+        self._victims.remove(self._node_of[group][block], group)
 
     def idle(self, group: int, block: int, *, stale: bool = False) -> None:
-        """Nobody pins the block any more. ``stale``: because it fell out of a window; such blocks go first."""
-        self._queue(self._node_of[group][block], group, stale)
+        """Nobody pins the block any more. ``stale``: because it fell out of a window."""
+        self._victims.add(self._node_of[group][block], group, stale=stale)
 
     def next_use(self) -> None:
         """Blocks that become idle from now on were used later than those before."""
-        self._tick += 1
+        self._victims.tick += 1
 
     @property
     def now(self) -> int:
         """Counts uses."""
-        return self._tick
+        return self._victims.tick
 
     @property
     def oldest(self) -> int | None:
-        """When the block that would be given up first was used last, a block out of a window before all others; None if
-        there is none."""
-        tops = [top[0] for top in map(LazyHeap.peek, self._victims) if top is not None]
-        fresh, tick, _ = min(tops, default=(True, None, 0))
-        return tick if fresh else -1
+        """See ``Victims.oldest``."""
+        self.expire()
+        return self._victims.oldest
 
     def touch(self, node: Node | None) -> None:
         """The idle blocks on the way to ``node`` count as used now."""
         while node is not None:
-            for group in range(len(self._specs)):
-                if node.idle_since[group] is not None:
-                    node.idle_since[group] = None
-                    self._victims[group].died()
-                    self._queue(node, group, stale=False)
+            self._victims.touch(node)
             node = node.parent
-
-    def _queue(self, node: Node, group: int, stale: bool) -> None:
-        key = (not stale, self._tick, -node.depth)
-        node.idle_since[group] = key
-        self._victims[group].push(key, node)
 
     # Giving up.
 
     def evict(self, group: int) -> bool:
         """Gives up one idle block, of the group itself rather than of others. False if there is none."""
-        best: tuple[bool, bool, int] | None = None
-        victim: tuple[Node, int] | None = None
-        for other, queue in enumerate(self._victims):
-            top = queue.peek()
-            if top is None:
-                continue
-            (fresh, tick, _), node = top
-            order = (fresh, other != group, tick)
-            if best is None or order < best:
-                best, victim = order, (node, other)
+        self.expire()
+        victim = self._victims.first(group)
         if victim is None:
             return False
         self._give_up(*victim)
@@ -343,16 +354,17 @@ class PrefixIndex:
             self._prune(node)
 
     def _give_up(self, node: Node, group: int) -> None:
-        since = node.idle_since[group]
+        rank = node.idle_since[group]
         # What fell out of a window would be read by a sequence that goes back behind it only.
-        kept = None if since is None or not since[0] else self._tiers.offload(node, group, node.blocks[group])
+        is_worth_it = rank is not None and rank.is_fresh and node.priority >= self._min_offload_priority
+        kept = self._tiers.offload(node, group, node.blocks[group]) if is_worth_it else None
         node.kept[group] = kept
         self._forget(node, group)
         if kept is None:
             if self._specs[group].keeps_all:
                 # Without this block no prefix through the entry is whole: the other groups' are worth nothing.
-                for other, idle_since in enumerate(node.idle_since):
-                    if idle_since is not None:
+                for other, its_rank in enumerate(node.idle_since):
+                    if its_rank is not None:
                         self._forget(node, other)
             self._gone(node)
 
@@ -371,8 +383,7 @@ class PrefixIndex:
     def _forget(self, node: Node, group: int) -> None:
         block = node.blocks[group]
         node.blocks[group] = _NO_BLOCK
-        node.idle_since[group] = None
-        self._victims[group].died()
+        self._victims.remove(node, group)
         del self._node_of[group][block]
         self._pool.forget(group, block)
 
@@ -380,6 +391,7 @@ class PrefixIndex:
         """Takes out entries that have neither blocks nor children, from ``node`` up."""
         while not (node.children or any(node.blocks) or any(node.kept)):
             node.alive = False
+            self.retention.end(node)
             parent = node.parent
             if parent is None:
                 self._roots = {identity: root for identity, root in self._roots.items() if root is not node}
@@ -399,7 +411,7 @@ class PrefixIndex:
         """Raises ``IntegrityError`` if entries, blocks, victims, pool and tiers do not agree with one another."""
         self._tiers.check(self._nodes.values())
         seen = [0] * len(self._specs)
-        queued = [{id(node) for _, node in queue.live()} for queue in self._victims]
+        queued = [self._victims.queued(group) for group in range(len(self._specs))]
         for key, node in self._nodes.items():
             self._check_node(key, node)
             for group, block in enumerate(node.blocks):
@@ -431,6 +443,8 @@ class PrefixIndex:
             raise IntegrityError(f"entry of depth {node.depth} is not in its place among its parent's children")
         if not (node.children or any(node.blocks) or any(node.kept)):
             raise IntegrityError(f"entry of depth {node.depth} has neither blocks nor children")
+        if parent.parent is not None and parent.priority < node.priority:
+            raise IntegrityError(f"entry of depth {node.depth} is worth more than the one before it")
 
 
 def _there(node: Node, with_disk: bool) -> list[bool]:

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace")
 
+_ANY_PRIORITY = 100
 COUNTERS = ("blocks_offloaded", "blocks_onboarded", "blocks_spilled", "blocks_fetched", "disk_failures")
 
 
 class Kept:
     """One block of an entry of the index, below the arena."""
 
-    __slots__ = ("arrives", "from_disk", "group", "is_alive", "node", "on_disk", "slot")
+    __slots__ = ("arrives", "from_disk", "group", "is_alive", "level", "node", "on_disk", "slot")
 
     def __init__(self, node: Node, group: int, slot: int) -> None:
         self.node = node
@@ -46,6 +47,8 @@ class Kept:
         self.from_disk = False
         """It has been on disk since it left the arena."""
         self.is_alive = True
+        self.level = 0
+        """Priority that it is filed under while it can be pushed out."""
 
     @property
     def is_ready(self) -> bool:
@@ -63,15 +66,45 @@ class MoveBatch:
     """Place in ``moves`` and block of each move that may fail."""
 
 
+class _Idle:
+    """What can be pushed out of a tier: that of the lowest priority first, then that which was used least recently."""
+
+    def __init__(self) -> None:
+        self._levels: dict[int, OrderedDict[Kept, None]] = {}
+
+    def __contains__(self, kept: Kept) -> bool:
+        return kept in self._levels.get(kept.level, ())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._levels.values()))
+
+    def add(self, kept: Kept) -> None:
+        kept.level = kept.node.priority
+        self._levels.setdefault(kept.level, OrderedDict())[kept] = None
+
+    def remove(self, kept: Kept) -> None:
+        """Nothing happens if it is not here."""
+        level = self._levels.get(kept.level)
+        if level is not None:
+            level.pop(kept, None)
+            if not level:
+                del self._levels[kept.level]
+
+    def first(self, most: int) -> Kept | None:
+        """What goes first, if its priority is at most ``most``."""
+        lowest = min(self._levels, default=most + 1)
+        return None if lowest > most else next(iter(self._levels[lowest]))
+
+
 class _Store:
-    """Places of one tier, and what can be pushed out of it, that which was used least recently first."""
+    """Places of one tier, and what can be pushed out of it."""
 
     def __init__(self, layout: ArenaLayout) -> None:
         self.pool = BlockPool(layout)
-        self.idle: OrderedDict[Kept, None] = OrderedDict()
+        self.idle = _Idle()
 
     def free(self, kept: Kept) -> None:
-        self.idle.pop(kept, None)
+        self.idle.remove(kept)
         self.pool.unpin(kept.group, kept.slot)
 
 
@@ -102,28 +135,31 @@ class Tiers:
     # Down.
 
     def offload(self, node: Node, group: int, block: int) -> Kept | None:
-        """Keeps a block of the arena that nobody pins and that is about to be given up; None if there is no room."""
-        slot = self._room_on_host(group)
+        """Keeps a block of the arena that nobody pins and that is about to be given up; None if there is no room but in
+        place of what is worth more."""
+        slot = self._room_on_host(group, node.priority)
         if slot is None:
             return None
         self._move(MoveKind.OFFLOAD, group, block, slot)
         self._counters["blocks_offloaded"] += 1
         kept = Kept(node, group, slot)
-        self._host.idle[kept] = None
+        self._host.idle.add(kept)
         return kept
 
-    def _room_on_host(self, group: int) -> int | None:
+    def _room_on_host(self, group: int, priority: int) -> int | None:
+        """A place, in place of what is worth no more than ``priority`` if need be."""
         host = self._host
         while not host.pool.has_free(group):
-            if not host.idle:
+            first = host.idle.first(priority)
+            if first is None:
                 return None
-            self._push_out(next(iter(host.idle)))
+            self._push_out(first)
         return host.pool.take(group)
 
     def _push_out(self, kept: Kept) -> None:
         """From the host to the disk, or away."""
-        del self._host.idle[kept]
-        slot = self._room_on_disk(kept.group)
+        self._host.idle.remove(kept)
+        slot = self._room_on_disk(kept.group, kept.node.priority)
         if slot is None:
             self._lose(self._host, kept)
             return
@@ -131,16 +167,17 @@ class Tiers:
         self._counters["blocks_spilled"] += 1
         self._host.free(kept)
         kept.slot, kept.on_disk = slot, True
-        self._disk.idle[kept] = None
+        self._disk.idle.add(kept)
 
-    def _room_on_disk(self, group: int) -> int | None:
+    def _room_on_disk(self, group: int, priority: int) -> int | None:
         disk = self._disk
         if not self._disk_is_open:
             return None
         while not disk.pool.has_free(group):
-            if not disk.idle:
+            first = disk.idle.first(priority)
+            if first is None:
                 return None
-            self._lose(disk, next(iter(disk.idle)))
+            self._lose(disk, first)
         return disk.pool.take(group)
 
     def _lose(self, store: _Store, kept: Kept) -> None:
@@ -153,7 +190,7 @@ class Tiers:
     def claim(self, wanted: Iterable[Kept]) -> None:
         """They are about to be used: nothing pushes them out before."""
         for kept in wanted:
-            del self._host.idle[kept]
+            self._host.idle.remove(kept)
 
     def onboard(self, kept: Kept, block: int) -> None:
         """Copies a claimed block to ``block`` of the arena. Then it is discarded, or released."""
@@ -162,7 +199,7 @@ class Tiers:
 
     def release(self, kept: Kept) -> None:
         """A claimed block stays here."""
-        self._host.idle[kept] = None
+        self._host.idle.add(kept)
 
     def discard(self, kept: Kept) -> None:
         """It is in the arena again, and not needed here any more."""
@@ -177,11 +214,12 @@ class Tiers:
         last = max((kept.arrives for kept in wanted if kept.arrives is not None), default=None)
         missing = [kept for kept in wanted if kept.on_disk]
         for kept in missing:
-            del self._disk.idle[kept]
+            self._disk.idle.remove(kept)
         for kept in missing:
-            slot = self._room_on_host(kept.group)
+            # Somebody waits for it: it goes before all that is only kept.
+            slot = self._room_on_host(kept.group, _ANY_PRIORITY)
             if slot is None:
-                self._disk.idle[kept] = None
+                self._disk.idle.add(kept)
                 continue
             self._move(MoveKind.FETCH, kept.group, kept.slot, slot, kept)
             self._counters["blocks_fetched"] += 1
@@ -190,6 +228,14 @@ class Tiers:
             self._arriving += 1
             last = self._number
         return None if last is None else _token(last)
+
+    def reorder(self, node: Node) -> None:
+        """The entry has another priority."""
+        for kept in filter(None, node.kept):
+            idle = (self._disk if kept.on_disk else self._host).idle
+            if kept in idle:
+                idle.remove(kept)
+                idle.add(kept)
 
     # Steps.
 
@@ -238,7 +284,7 @@ class Tiers:
             self._lose(self._host, kept)
             return
         kept.from_disk = True
-        self._host.idle[kept] = None
+        self._host.idle.add(kept)
 
     def _close_disk(self) -> None:
         if self._disk_is_open:

@@ -44,6 +44,8 @@ class KvCacheConfig(Config):
     each sequence. A prefix is computed again from the last state before its end."""
     host_cache_size: Annotated[int, Field(ge=0)] | None = None
     """Bytes of memory beside the arena for blocks that had to make room in it; rounded up to whole sectors."""
+    secondary_offload_min_priority: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Blocks of a lower priority (``KvCacheRetentionConfig``) are not kept on the host; None: 35."""
     onboard_blocks: Literal[True] = True
     """Blocks on the host are copied back to the arena to be used."""
     disk_cache_size: Annotated[int, Field(ge=0)] | None = None
@@ -55,6 +57,10 @@ class KvCacheConfig(Config):
     def _tiers(self) -> Self:
         if self.host_cache_size and not self.enable_block_reuse:
             raise ValueError("host_cache_size keeps blocks to be reused, and enable_block_reuse is False")
+        if self.secondary_offload_min_priority is not None and not self.host_cache_size:
+            raise ValueError(
+                "secondary_offload_min_priority is about the host tier; set host_cache_size, or leave it out"
+            )
         if self.disk_cache_size and not self.host_cache_size:
             raise ValueError("disk_cache_size takes what has to make room on the host; set host_cache_size as well")
         if bool(self.disk_cache_size) != (self.disk_cache_path is not None):

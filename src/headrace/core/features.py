@@ -74,6 +74,12 @@ FEATURES: tuple[Feature, ...] = (
         not_with_states="a recurrent state can be taken up where a block ends, not inside it",
     ),
     Feature(
+        "retention",
+        "Priorities and retention in the KV cache",
+        "generate(kv_cache_retention_config)",
+        "prioritised_blocks",
+    ),
+    Feature(
         "host_cache",
         "KV cache offloading to host memory",
         "KvCacheConfig(host_cache_size)",
@@ -152,7 +158,9 @@ FEATURES: tuple[Feature, ...] = (
         "speculative_config=SaveHiddenStatesDecodingConfig(output_directory)",
         "saved_states",
         excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "user_drafter")
-        | dict.fromkeys(("kv_reuse", "partial_reuse", "host_cache", "disk_cache"), "every token has to be computed")
+        | dict.fromkeys(
+            ("kv_reuse", "partial_reuse", "retention", "host_cache", "disk_cache"), "every token has to be computed"
+        )
         | {"beam_search": "beams share what was computed"},
     ),
     Feature("n", "Several outputs of one prompt", "SamplingParams(n)", "forked_outputs"),

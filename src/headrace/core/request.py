@@ -8,6 +8,7 @@ from typing import Any
 from .lora import LoRARequest, PlacedAdapter
 from .media import MediaItem
 from .pooling import Pooling
+from .retention import USUAL_ASKS, Asks
 from .sampling_params import SamplingParams
 
 
@@ -33,6 +34,8 @@ class Request:
     """Clock reading at which the request ends with TIMEOUT."""
     cache_salt: str | None = None
     """Prefixes are shared only among requests of equal salt."""
+    asks: Asks = USUAL_ASKS
+    """What its blocks are worth to it in the cache."""
     second_from: int | None = None
     """Where the second of two texts begins in the prompt; None: there is one."""
     grammar: Any = None

@@ -39,6 +39,8 @@ class StartReport(msgspec.Struct, frozen=True):
     """What the model gives for a prompt that is encoded."""
     takes_adapters: bool = False
     """Requests may name adapters."""
+    keeps_prefixes: bool = False
+    """What requests have computed is kept for others."""
 
 
 class Backend(Protocol):

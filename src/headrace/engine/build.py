@@ -16,6 +16,7 @@ from headrace.core.errors import ConfigError, ModelError, RequestError
 from headrace.core.features import absent_with_states
 from headrace.core.phases import Phases
 from headrace.core.request import Request
+from headrace.core.retention import DEFAULT_PRIORITY
 from headrace.core.speculative import (
     DecodingBaseConfig,
     DraftTargetDecodingConfig,
@@ -103,6 +104,7 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
         eos_ids=eos_ids,
         pooling=capacity.pooling,
         takes_adapters=args.lora is not None,
+        keeps_prefixes=_keeps_prefixes(args) and bool(capacity.groups),
         phases=phases.done,
         memory=memory.rows(),
         effective=effective | {"model_path": str(path), "absent_features": absent},
@@ -138,17 +140,20 @@ def _assemble(
     clock = SystemClock()
     depth = 1 if args.disable_overlap_scheduler else 2
     cache = args.kv_cache_config
-    saves = isinstance(args.speculative_config, SaveHiddenStatesDecodingConfig)
+    keeps = _keeps_prefixes(args)
+    least = cache.secondary_offload_min_priority
     manager = CacheManager(
         capacity.groups,
         capacity.arena,
         CacheOptions(
-            cache.enable_block_reuse and not saves,
-            cache.enable_partial_reuse and not saves,
+            keeps,
+            keeps and cache.enable_partial_reuse,
             cache.state_checkpoint_interval,
             capacity.tiers,
+            DEFAULT_PRIORITY if least is None else least,
             capacity.narrowed,
         ),
+        clock,
     )
     policies = args.scheduler_config
     options = SchedulerOptions(
@@ -162,7 +167,7 @@ def _assemble(
         max_beam_width=args.max_beam_width,
         max_queue_size=policies.max_queue_size,
         depth=depth,
-        tells_ends=saves,
+        tells_ends=_saves(args),
     )
     scheduler = Scheduler(
         manager, options, _proposer(args.speculative_config, capacity.vocab_size), clock, _pace(args.speculative_config)

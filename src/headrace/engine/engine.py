@@ -40,7 +40,7 @@ class Engine:
         self.effective = report.effective | {"eos_ids": sorted(eos_ids)}
         """Settings as they really are."""
         sizes = report.vocab_size, report.max_seq_len, report.max_input_len
-        limits = FrontLimits(*sizes, eos_ids, report.pooling, report.takes_adapters)
+        limits = FrontLimits(*sizes, eos_ids, report.pooling, report.takes_adapters, report.keeps_prefixes)
         self.front = Front(limits, tokenizer, clock, backend, media)
         backend.start(self.front.deliver, self.front.fail)
 

@@ -23,6 +23,7 @@ from headrace.core.outputs import RequestPerfMetrics, SequenceUpdate
 from headrace.core.plan import FinishReason
 from headrace.core.pooling import Pooling, PoolingParams, PoolingSpec, resolve_pooling
 from headrace.core.request import Request
+from headrace.core.retention import USUAL_ASKS, Asks, KvCacheRetentionConfig, asks_of
 from headrace.core.sampling_params import SamplingParams, check_tokens
 from headrace.media.contract import MediaProcessor
 from headrace.tokenizer.tokenizer import Tokenizer
@@ -46,6 +47,7 @@ class FrontLimits:
     eos_ids: frozenset[int]
     pooling: PoolingSpec
     takes_adapters: bool
+    keeps_prefixes: bool
 
 
 @dataclass(slots=True)
@@ -173,6 +175,7 @@ class Front:
         second_from: int | None = None,
         media: tuple[MediaItem, ...] = (),
         lora_request: LoRARequest | None = None,
+        kv_cache_retention_config: KvCacheRetentionConfig | None = None,
     ) -> RequestOutput:
         """Hands a prepared prompt to the engine. Raises ``RequestError`` or ``EngineDeadError``."""
         if not 0.0 <= priority <= 1.0:
@@ -193,6 +196,7 @@ class Front:
             priority=priority,
             deadline=None if timeout is None else now + timeout,
             cache_salt=cache_salt,
+            asks=self._asks(kv_cache_retention_config, len(token_ids)),
             media=media,
             pooling=pooling,
             second_from=second_from,
@@ -220,6 +224,17 @@ class Front:
             raise
         kind = RequestOutput if pooling is None else EncodeOutput
         return kind(request.request_id, text, list(token_ids), sampling.n, request.seed, self.abort, mailbox, streaming)
+
+    def _asks(self, config: KvCacheRetentionConfig | None, n_prompt: int) -> Asks:
+        if config is None:
+            return USUAL_ASKS
+        if not self._limits.keeps_prefixes:
+            raise RequestError(
+                "kv_cache_retention_config: nothing is kept here once a request has ended; start with"
+                " KvCacheConfig(enable_block_reuse=True) and a decoder, or leave it out",
+                param="kv_cache_retention_config",
+            )
+        return asks_of(config, n_prompt)
 
     def abort(self, request_id: int) -> None:
         """Cancels a request; one that has ended already is left as it is."""

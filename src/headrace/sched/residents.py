@@ -40,7 +40,7 @@ class Residents:
     def enter(self, seq: Sequence, hit: Hit, end: int) -> Placement:
         """Gives ``seq`` a slot, the blocks of ``hit`` and new ones up to position ``end``."""
         slot = self._free_slots.pop()
-        placement = self._manager.place(slot, hit, seq.keys, end)
+        placement = self._manager.place(slot, hit, seq.keys, end, seq.request.asks)
         self._settle(seq, slot, placement.lease, hit.length)
         return placement
 

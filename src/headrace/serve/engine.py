@@ -14,6 +14,7 @@ from headrace.core.lora import LoRARequest
 from headrace.core.media import MediaData, MediaItem
 from headrace.core.pooling import PoolingParams, PoolingSpec
 from headrace.core.reasoning import Reasoning
+from headrace.core.retention import KvCacheRetentionConfig
 from headrace.core.sampling_params import SamplingParams
 from headrace.engine.engine import Engine
 from headrace.engine.results import RequestOutput
@@ -42,6 +43,7 @@ class Terms:
     """Seconds until it ends with what is there."""
     lora: LoRARequest | None = None
     """The adapter it is computed with."""
+    retention: KvCacheRetentionConfig | None = None
 
 
 class ServedEngine(Protocol):
@@ -192,6 +194,7 @@ class FrontedEngine:
             _, ids, pooling, _, media = front.prepare_encode(prepared.token_ids, params, prepared.media)
             return front.encode(prepared.text, ids, pooling, prepared.second_from, media, streaming=True, **options)
         _, ids, media = front.prepare(prepared.token_ids, params, prepared.media)
+        options["kv_cache_retention_config"] = terms.retention
         return front.submit(prepared.text, ids, params, streaming=True, media=media, **options)
 
     @property

@@ -44,7 +44,8 @@ def chat_params(body: ChatCompletionRequest) -> SamplingParams:
 
 def terms(body: Generation, timeout: float | None, adapter: LoRARequest | None) -> Terms:
     """``timeout``: seconds."""
-    return Terms(priority=body.priority, cache_salt=body.cache_salt, timeout=timeout, lora=adapter)
+    retention = body.kv_cache_retention_config
+    return Terms(body.priority, body.cache_salt, timeout, adapter, None if retention is None else retention.config())
 
 
 def _most(*wanted: int | None) -> int | None:

@@ -20,9 +20,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from headrace.core.errors import did_you_mean
+from headrace.core.errors import ConfigError, RequestError, did_you_mean
 from headrace.core.features import Missing
 from headrace.core.guided_params import GuidedDecodingParams
+from headrace.core.retention import DEFAULT_PRIORITY, KvCacheRetentionConfig
 
 from .guided import GUIDED_FIELDS, RESPONSE_FORMAT_SCHEMA, read_guided, read_response_format
 
@@ -70,7 +71,7 @@ MISSING_SAMPLING = (
     Missing("thinking_token_budget", f"budgets of thinking are {NOT_YET}; max_tokens limits all of the output"),
     Missing("service_tier", "there is one tier; see priority", (None, "auto", "default")),
     Missing("prompt_cache_key", "a prefix is found by its tokens; cache_salt keeps tenants apart"),
-    Missing("prompt_cache_retention", f"retention by request is {NOT_YET}"),
+    Missing("prompt_cache_retention", "kv_cache_retention_config says how long a prompt is kept"),
 )
 
 
@@ -130,6 +131,31 @@ class StreamOptions(Body):
         if self.continuous_usage_stats and not self.include_usage:
             raise refused("stream_options", "continuous_usage_stats goes with include_usage=true only")
         return self
+
+
+class TokenRange(Body):
+    """Tokens of the prompt, after the chat template, and what they are worth."""
+
+    token_start: Annotated[int, Field(ge=0, lt=1 << 31)]
+    token_end: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    priority: Annotated[int, Field(ge=0, le=100)] = DEFAULT_PRIORITY
+    duration_ms: Annotated[float, Field(gt=0, le=1e12)] | None = None
+
+
+class Retention(Body):
+    """``KvCacheRetentionConfig``."""
+
+    token_range_retention_configs: Annotated[list[TokenRange], Field(max_length=1024, fail_fast=True)] | None = None
+    decode_retention_priority: Annotated[int, Field(ge=0, le=100)] = DEFAULT_PRIORITY
+    decode_duration_ms: Annotated[float, Field(gt=0, le=1e12)] | None = None
+
+    def config(self) -> KvCacheRetentionConfig:
+        """Raises ``RequestError``."""
+        try:
+            return KvCacheRetentionConfig(**self.model_dump(exclude_unset=True, exclude_none=True))
+        except ConfigError as error:
+            message = f"kv_cache_retention_config: {error}"
+            raise RequestError(message, param="kv_cache_retention_config") from None
 
 
 BEAM_FIELDS: dict[str, tuple[Any, ...]] = {
@@ -195,6 +221,8 @@ class Generation(Body):
     """The text is one of these."""
     guided_grammar: Text | None = None
     cache_salt: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
+    kv_cache_retention_config: Retention | None = None
+    """How long the cache keeps what the request computes."""
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     """Outputs that are compared, of which n come back; with use_beam_search: the beams. A stream then has each choice
     in one piece."""
