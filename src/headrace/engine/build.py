@@ -177,6 +177,15 @@ def _assemble(
     return LocalBackend(executor, scheduler, depth, clock, stats, grammars, get_tokenizer, adapters)
 
 
+def _saves(args: LlmArgs) -> bool:
+    """Hidden states of every token go to disk: every token is computed."""
+    return isinstance(args.speculative_config, SaveHiddenStatesDecodingConfig)
+
+
+def _keeps_prefixes(args: LlmArgs) -> bool:
+    return args.kv_cache_config.enable_block_reuse and not _saves(args)
+
+
 def _compile(args: LlmArgs, tokenizer: Tokenizer | None, capacity: Capacity, eos_ids: frozenset[int]) -> Compile:
     """By ``guided_decoding_backend``, after the thinking part where there is one. Raises ``RequestError``."""
     if args.guided_decoding_backend is None:
