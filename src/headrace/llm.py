@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -223,6 +224,19 @@ class LLM:
         Keys are those of TensorRT-LLM; ``witnesses`` holds the counters since the start that show which features acted.
         """
         return self._engine.get_stats(timeout)
+
+    def get_kv_cache_events(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """What has happened in the KV cache since the last call, oldest first: blocks ``created``, ``stored``,
+        ``removed``, ``updated`` (docs/caching.md). It takes ``KvCacheConfig(event_buffer_max_size)``; ``RequestError``
+        without. ``timeout``: seconds to wait for the engine, which answers between two steps."""
+        events: list[dict[str, Any]] = self._engine.backend.call("kv_cache_events").result(timeout)
+        return events
+
+    async def get_kv_cache_events_async(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """As ``get_kv_cache_events``, in a coroutine."""
+        answer = asyncio.wrap_future(self._engine.backend.call("kv_cache_events"))
+        events: list[dict[str, Any]] = await asyncio.wait_for(answer, timeout)
+        return events
 
     @property
     def health(self) -> EngineHealth:

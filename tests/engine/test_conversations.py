@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
@@ -132,7 +133,14 @@ def test_a_request_that_cannot_be_kept_is_refused_and_one_that_can_is(folders: d
         llm.generate(texts[0], options, kv_cache_retention_config=keep)
         llm.generate(texts[1:], [options] * 5, use_tqdm=False, kv_cache_retention_config=[None] * 5)
         assert llm.generate(texts[0], options).cached_tokens == 64
-        assert llm.generate(texts[1], options).cached_tokens == 0
+        again = llm.generate(texts[1], options)
+        assert (again.cached_tokens, again.cache_miss) == (0, "evicted")
+        new = [5, *texts[1][1:]]
+        assert llm.generate(new, options).cache_miss == "no_entry"
+        once_more = llm.generate(new, options)
+        assert (once_more.cached_tokens, once_more.cache_miss) == (95, None)
+        told = SamplingParams(max_tokens=1, end_id=-1, prompt_logprobs=1)
+        assert llm.generate(new, told).cache_miss == "prompt_logprobs"
         with pytest.raises(RequestError, match="kv_cache_retention_config has 1 entries for 2 prompts"):
             llm.generate(texts[:2], options, kv_cache_retention_config=[keep])
         late = KvCacheRetentionConfig(token_range_retention_configs=[TokenRangeRetentionConfig(200, 300, 90)])
@@ -143,3 +151,13 @@ def test_a_request_that_cannot_be_kept_is_refused_and_one_that_can_is(folders: d
         pytest.raises(RequestError, match="kv_cache_retention_config: nothing is kept here"),
     ):
         llm.generate(texts[0], options, kv_cache_retention_config=keep)
+
+
+def test_events_are_there_for_those_who_ask(folders: dict[str, Path]) -> None:
+    config = KvCacheConfig(max_tokens=256, event_buffer_max_size=50)
+    args = {"dtype": "float32", "skip_tokenizer_init": True, "num_threads": 1}
+    with LLM(folders["llama"], kv_cache_config=config, **args) as llm:
+        llm.generate(list(range(5, 70)), SamplingParams(max_tokens=1, end_id=-1))
+        created, stored = (event["data"] for event in llm.get_kv_cache_events())
+        assert (created["type"], len(stored["blocks"])) == ("created", 2)
+        assert asyncio.run(llm.get_kv_cache_events_async()) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from headrace.core.clock import Clock
 from headrace.core.errors import IntegrityError
@@ -51,6 +52,8 @@ class CacheOptions:
     """Where blocks go that have to make room; it takes block_reuse."""
     min_offload_priority: int = DEFAULT_PRIORITY
     """What is worth less is not kept in the tiers."""
+    event_buffer: int = 0
+    """Events of the prefix index that are kept until somebody asks; 0: none."""
     narrowed: tuple[int, ...] = ()
     """Groups whose windows were set by hand: they have a count of their own."""
 
@@ -96,7 +99,13 @@ class CacheManager:
             partial_reuse_tokens=0,
             reused_media=0,
         )
-        self.tiers = Tiers(layout, options.tiers, lambda kept: self.index.lost(kept), self.counters)
+        self.tiers = Tiers(
+            layout,
+            options.tiers,
+            lambda kept: self.index.lost(kept),
+            lambda kept: self.index.moved(kept),
+            self.counters,
+        )
         self.index = (
             PrefixIndex(
                 of_tokens,
@@ -106,6 +115,7 @@ class CacheManager:
                 counters=self.counters,
                 clock=clock,
                 min_offload_priority=options.min_offload_priority,
+                event_buffer=options.event_buffer,
             )
             if options.block_reuse and groups
             else NoIndex(self._n_token_groups)
@@ -299,6 +309,7 @@ class CacheManager:
 
     def take_moves(self) -> MoveBatch:
         """The moves that have come up while a step was planned: it takes them along. ``settle`` them when it lands."""
+        self.index.events.flush()
         return self.tiers.take()
 
     def settle(self, batch: MoveBatch, failed: Sequence[int]) -> None:
@@ -310,6 +321,11 @@ class CacheManager:
     def take_resolved(self) -> list[bytes]:
         """What need not be waited for any more, since the last call: blocks of others, and fetches."""
         return self.index.take_resolved() + self.tiers.take_landed()
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """What has happened in the prefix index since the last call. Raises ``RequestError`` if nobody keeps it."""
+        self.index.expire()
+        return self.index.events.drain()
 
     def fork(self, slot: int, parent: BlockLease, computed: int) -> Placement | None:
         """Blocks for a sequence that goes on where ``parent``'s is, ``computed`` tokens on: it shares those that are

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from headrace.core.errors import IntegrityError
 from headrace.core.outputs import MissReason
 
+from .events import NoEvents
 from .hit import Hit, no_hit
 from .lease import BlockLease
 
@@ -25,6 +26,7 @@ class NoIndex:
 
     def __init__(self, n_groups: int) -> None:
         self._n_groups = n_groups
+        self.events = NoEvents()
 
     def lookup(self, identity: str | None, tokens: Sequence[int], limit: int, *, with_disk: bool) -> Hit:
         return no_hit(identity, self._n_groups, MissReason.DISABLED)
@@ -52,6 +54,9 @@ class NoIndex:
 
     def expire(self) -> None:
         pass
+
+    def moved(self, kept: Kept) -> None:
+        raise IntegrityError("a block of a tier has moved, but nothing is kept")
 
     def busy(self, group: int, block: int) -> None:
         raise IntegrityError(f"block {block} of group {group} counts as cached, but nothing is kept")

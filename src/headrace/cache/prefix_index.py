@@ -23,6 +23,7 @@ from headrace.core.outputs import MissReason
 from headrace.core.plan import BLOCK_TOKENS
 from headrace.core.retention import DEFAULT_PRIORITY, USUAL_ASKS, Ask
 
+from .events import Events, NoEvents
 from .groups import CacheGroup
 from .hit import Hit
 from .lease import BlockLease
@@ -93,6 +94,7 @@ class PrefixIndex:
         counters: Counter[str],
         clock: Clock | None = None,
         min_offload_priority: int = DEFAULT_PRIORITY,
+        event_buffer: int = 0,
     ) -> None:
         self._specs = [group.spec for group in groups]
         self._pool = pool
@@ -103,7 +105,12 @@ class PrefixIndex:
         self._roots: dict[str | None, Node] = {}
         self._node_of: list[dict[int, Node]] = [{} for _ in groups]
         self._victims = Victims(len(groups))
-        self.retention = Retention(clock or VirtualClock(), self._victims, tiers, counters)
+        self.events = (
+            NoEvents()
+            if not event_buffer
+            else Events(event_buffer, (pool.layout.n_sectors - 1, *tiers.n_sectors), self._nodes, self._level_of)
+        )
+        self.retention = Retention(clock or VirtualClock(), self._victims, tiers, counters, self.events)
         self._min_offload_priority = min_offload_priority
         self._pending: dict[bytes, BlockLease] = {}
         self._resolved: list[bytes] = []
@@ -259,6 +266,7 @@ class PrefixIndex:
         self._pool.keep(group, block)
         node.blocks[group] = block
         self._node_of[group][block] = node
+        self.events.note(node)
 
     # Who computes what.
 
@@ -371,7 +379,24 @@ class PrefixIndex:
     def lost(self, kept: Kept) -> None:
         """A tier below has given up a block that had no other place."""
         kept.node.kept[kept.group] = None
+        self.events.note(kept.node)
         self._gone(kept.node)
+
+    def moved(self, kept: Kept) -> None:
+        """It has gone from one tier to another, or has arrived there."""
+        self.events.note(kept.node)
+
+    def _level_of(self, node: Node) -> int | None:
+        """The lowest tier that a block of the entry is in: 0, 1, 2 for arena, host and disk. None if no prefix can go
+        through it."""
+        level = None
+        for spec, block, kept in zip(self._specs, node.blocks, node.kept, strict=True):
+            if block == _NO_BLOCK and kept is None:
+                if spec.keeps_all:
+                    return None
+                continue
+            level = max(level or 0, 0 if kept is None else 1 if kept.is_ready else 2)
+        return level
 
     def _gone(self, node: Node) -> None:
         """A block of the entry is nowhere any more."""
@@ -384,6 +409,7 @@ class PrefixIndex:
         block = node.blocks[group]
         node.blocks[group] = _NO_BLOCK
         self._victims.remove(node, group)
+        self.events.note(node)
         del self._node_of[group][block]
         self._pool.forget(group, block)
 

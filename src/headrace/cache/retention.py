@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from headrace.core.clock import Clock
 from headrace.core.retention import DEFAULT_PRIORITY, Ask
 
+from .events import Events, NoEvents
 from .lazy_heap import LazyHeap
 from .tiers import Tiers
 from .victims import Victims
@@ -29,13 +30,16 @@ class Retention:
         counters: gets ``prioritised_blocks``.
     """
 
-    def __init__(self, clock: Clock, victims: Victims, tiers: Tiers, counters: Counter[str]) -> None:
+    def __init__(
+        self, clock: Clock, victims: Victims, tiers: Tiers, counters: Counter[str], events: Events | NoEvents
+    ) -> None:
         self.is_used = False
         """Somebody has asked for another priority than the usual one."""
         self._clock = clock
         self._victims = victims
         self._tiers = tiers
         self._counters = counters
+        self._events = events
         self._expiring: LazyHeap[Node] = LazyHeap(lambda at, node: node.alive and node.expires is at)
 
     def begin(self, node: Node, ask: Ask) -> None:
@@ -80,6 +84,7 @@ class Retention:
         node.priority = priority
         self._victims.reorder(node)
         self._tiers.reorder(node)
+        self._events.note(node)
 
 
 def _usual(node: Node) -> int:

@@ -114,12 +114,20 @@ class Tiers:
     Args:
         arena: the layout whose sectors the tiers' are cut like.
         on_lost: told of a block that is gone for good.
+        on_moved: told of one that is in another tier now.
         counters: gets those of ``COUNTERS``.
     """
 
     def __init__(
-        self, arena: ArenaLayout, sizes: TierSizes, on_lost: Callable[[Kept], None], counters: Counter[str]
+        self,
+        arena: ArenaLayout,
+        sizes: TierSizes,
+        on_lost: Callable[[Kept], None],
+        on_moved: Callable[[Kept], None],
+        counters: Counter[str],
     ) -> None:
+        self.n_sectors = sizes.host, sizes.disk
+        self._on_moved = on_moved
         self._host = _Store(tier_layout(arena, sizes.host))
         self._disk = _Store(tier_layout(arena, sizes.disk))
         self._disk_is_open = sizes.disk > 0
@@ -168,6 +176,7 @@ class Tiers:
         self._host.free(kept)
         kept.slot, kept.on_disk = slot, True
         self._disk.idle.add(kept)
+        self._on_moved(kept)
 
     def _room_on_disk(self, group: int, priority: int) -> int | None:
         disk = self._disk
@@ -285,6 +294,7 @@ class Tiers:
             return
         kept.from_disk = True
         self._host.idle.add(kept)
+        self._on_moved(kept)
 
     def _close_disk(self) -> None:
         if self._disk_is_open:

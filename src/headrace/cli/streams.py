@@ -197,6 +197,7 @@ def as_json(stream: Stream) -> dict[str, Any]:
         "prompt": stream.prompt,
         "prompt_tokens": len(output.prompt_token_ids),
         "cached_tokens": output.cached_tokens,
+        "cache_miss": output.cache_miss,
         "seed": output.seed,
         "outputs": [_output_json(one) for one in output.outputs],
         "time_to_first_token": stream.to_first_token,

@@ -53,8 +53,13 @@ class KvCacheConfig(Config):
     disk_cache_path: str | None = None
     """Folder for them. The file has no name and is gone with the process."""
 
+    event_buffer_max_size: Annotated[int, Field(ge=0)] = 0
+    """Events of blocks that come, go and move, kept until ``get_kv_cache_events`` asks for them; 0: none."""
+
     @model_validator(mode="after")
     def _tiers(self) -> Self:
+        if self.event_buffer_max_size and not self.enable_block_reuse:
+            raise ValueError("event_buffer_max_size tells of blocks kept for reuse, and enable_block_reuse is False")
         if self.host_cache_size and not self.enable_block_reuse:
             raise ValueError("host_cache_size keeps blocks to be reused, and enable_block_reuse is False")
         if self.secondary_offload_min_priority is not None and not self.host_cache_size:

@@ -78,6 +78,9 @@ class RequestPerfMetrics:
     first_token_time: float | None = None
     last_token_time: float | None = None
     cached_tokens: int = 0
+    """Prompt tokens that came from the cache."""
+    cache_miss: MissReason | None = None
+    """Why not more of them; None if all that could be were."""
     preemptions: int = 0
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0

@@ -151,6 +151,7 @@ def _assemble(
             cache.state_checkpoint_interval,
             capacity.tiers,
             DEFAULT_PRIORITY if least is None else least,
+            cache.event_buffer_max_size,
             capacity.narrowed,
         ),
         clock,

@@ -309,7 +309,7 @@ class Front:
             if metrics.first_token_time is None:
                 metrics.first_token_time = update.time
             metrics.last_token_time = update.time
-        metrics.cached_tokens = update.cached_tokens
+        metrics.cached_tokens, metrics.cache_miss = update.cached_tokens, update.cache_miss
         metrics.preemptions = update.n_preempted
         metrics.first_scheduled_time = update.first_scheduled
         metrics.draft_tokens, metrics.accepted_draft_tokens = update.n_drafts, update.n_accepted

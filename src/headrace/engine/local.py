@@ -47,10 +47,16 @@ def _check_idle(scheduler: Scheduler, recorder: StatsRecorder) -> None:
         raise IntegrityError(f"the engine is not idle: {left}")
 
 
+def _kv_cache_events(scheduler: Scheduler, recorder: StatsRecorder) -> list[dict[str, Any]]:
+    """Events of the prefix index since the last call. Raises ``RequestError`` where none are kept."""
+    return scheduler.manager.take_events()
+
+
 QUESTIONS: dict[str, Callable[[Scheduler, StatsRecorder], Any]] = {
     "stats": _stats,
     "check_integrity": _check_integrity,
     "check_idle": _check_idle,
+    "kv_cache_events": _kv_cache_events,
 }
 """What ``Backend.call`` can be asked. The answers are made of lists, dicts, texts and numbers."""
 

@@ -239,6 +239,13 @@ class RequestOutput:
         first = self.outputs[0].request_perf_metrics
         return first.cached_tokens if first else 0
 
+    @property
+    def cache_miss(self) -> str | None:
+        """Why not more of them: "disabled", "prompt_logprobs", "no_entry", "evicted" or "out_of_window" (see
+        ``MissReason``). None if all that could be were, or before the end."""
+        first = self.outputs[0].request_perf_metrics
+        return None if first is None or first.cache_miss is None else first.cache_miss.value
+
     def abort(self) -> None:
         """Cancels the request, in whatever state it is; its outputs end with ``cancelled``."""
         self._aborted = True

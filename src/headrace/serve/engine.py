@@ -111,6 +111,10 @@ class ServedEngine(Protocol):
         """Iteration statistics since the last call. Raises ``EngineDeadError`` or ``TimeoutError``."""
         ...
 
+    async def kv_cache_events(self) -> list[dict[str, Any]]:
+        """Events of the KV cache since the last call. Raises ``RequestError`` where none are kept, and as ``stats``."""
+        ...
+
     def problem(self) -> str | None:
         """Why the engine will never serve again, or None. To be asked several times a second: one that is found stuck
         is given up here, and what it was to do has then failed."""
@@ -209,6 +213,11 @@ class FrontedEngine:
 
     async def stats(self) -> list[dict[str, Any]]:
         return await self._engine.get_stats_async(_STATS_LIMIT)
+
+    async def kv_cache_events(self) -> list[dict[str, Any]]:
+        answer = asyncio.wrap_future(self._engine.backend.call("kv_cache_events"))
+        events: list[dict[str, Any]] = await asyncio.wait_for(answer, _STATS_LIMIT)
+        return events
 
     def problem(self) -> str | None:
         health = self._engine.health

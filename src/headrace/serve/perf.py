@@ -58,7 +58,10 @@ def _metrics(one: RequestPerfMetrics) -> dict[str, Any]:
             "first_token_time": one.first_token_time,
             "last_token_time": one.last_token_time,
         },
-        "kv_cache_metrics": {"cached_tokens": one.cached_tokens},
+        "kv_cache_metrics": {
+            "cached_tokens": one.cached_tokens,
+            "cache_miss": None if one.cache_miss is None else one.cache_miss.value,
+        },
         "preemptions": one.preemptions,
         **({"speculative_decoding": speculative} if drafts else {}),
     }

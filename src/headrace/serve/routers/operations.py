@@ -100,6 +100,12 @@ async def metrics(serving: Server) -> Response:
     return _json(await serving.engine.stats())
 
 
+@router.post("/kv_cache_events")
+async def kv_cache_events(serving: Server) -> Response:
+    """Blocks of the KV cache that have come, gone or moved since the last call, oldest first."""
+    return _json(await serving.engine.kv_cache_events())
+
+
 @router.get("/perf_metrics")
 async def perf_metrics(serving: Server) -> Response:
     """Times and counts of each request that has finished since the last call, oldest first."""
