@@ -148,3 +148,24 @@ def test_what_is_worth_little_is_not_offloaded() -> None:
     assert cache.manager.tiers.stats()["hostBlocks"] == 2
     assert cache.manager.lookup(None, list(range(1000, 1065)), 64).miss is MissReason.EVICTED
     assert cache.has(2000) == 2
+
+
+def test_what_somebody_wants_goes_to_the_host_although_a_window_has_left_it() -> None:
+    def found(asks: Asks) -> int:
+        cache = Cache(FULL, SlidingKV(1, 16, 2, 33), blocks=3, tiers=TierSizes(30, 0))
+        cache.run(1000, 96, asks)
+        cache.run(2000, 96)
+        cache.run(3000, 96)
+        return cache.has(1000, 32)
+
+    assert (found(always(80)), found(USUAL_ASKS)) == (1, 0)
+
+
+def test_on_the_host_too_a_priority_ends_with_its_time() -> None:
+    cache = Cache(blocks=2, tiers=TierSizes(2, 0))
+    cache.run(1000, asks=always(80, 10.0))
+    cache.run(2000)
+    assert cache.has(1000) == 2
+    cache.clock.advance(20)
+    cache.run(3000)
+    assert (cache.has(1000), cache.has(2000)) == (0, 2)

@@ -18,6 +18,7 @@ class Listener:
         """By hash: tokens, parent, level and priority."""
         self.next_id = 0
         self.seen: set[str] = set()
+        self.n_stored = 0
 
     def hear(self, events: list[dict[str, Any]]) -> None:
         for event in events:
@@ -43,6 +44,7 @@ class Listener:
                 "tokens": tokens, "before": before, "cache_level": block["cache_level"], "priority": block["priority"],
             }  # fmt: skip
             before = key
+            self.n_stored += 1
 
     def _removed(self, data: dict[str, Any]) -> None:
         for key in data["block_hashes"]:

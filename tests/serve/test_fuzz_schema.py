@@ -24,6 +24,8 @@ GETS = (
     *("/health", "/health_generate", "/version", "/v1/models", "/v1/models/{name}", "/server_info", "/metrics"),
     *("/perf_metrics", "/prometheus/metrics"),
 )
+DRAINS = ("/kv_cache_events",)
+"""Posts that take no body."""
 
 
 def document(running: Running) -> schemathesis.schemas.BaseSchema:
@@ -49,7 +51,7 @@ def ask(operation: schemathesis.schemas.APIOperation, mode: GenerationMode, time
 
 def test_the_document_has_every_operation(tiny: Running) -> None:
     found = {(path, method) for path, method, _ in operations(tiny)}
-    assert found == {(path, "POST") for path in POSTS} | {(path, "GET") for path in GETS}
+    assert found == {(path, "POST") for path in (*POSTS, *DRAINS)} | {(path, "GET") for path in GETS}
 
 
 def operations(running: Running) -> list[tuple[str, str, schemathesis.schemas.APIOperation]]:
@@ -57,9 +59,9 @@ def operations(running: Running) -> list[tuple[str, str, schemathesis.schemas.AP
     return [(operation.path, operation.method.upper(), operation) for operation in found]
 
 
-@pytest.mark.parametrize("path", GETS)
+@pytest.mark.parametrize("path", [*GETS, *DRAINS])
 def test_questions_of_an_operator(tiny: Running, path: str) -> None:
-    operation = document(tiny)[path]["GET"]
+    operation = document(tiny)[path]["POST" if path in DRAINS else "GET"]
     assert ask(operation, GenerationMode.POSITIVE, 10) > 0
     tiny.idle()
 
