@@ -150,9 +150,9 @@ def _assemble(
             keeps and cache.enable_partial_reuse,
             cache.state_checkpoint_interval,
             capacity.tiers,
-            DEFAULT_PRIORITY if least is None else least,
-            cache.event_buffer_max_size,
-            capacity.narrowed,
+            min_offload_priority=DEFAULT_PRIORITY if least is None else least,
+            event_buffer=cache.event_buffer_max_size,
+            narrowed=capacity.narrowed,
         ),
         clock,
     )
