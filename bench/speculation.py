@@ -2,7 +2,8 @@
 
     python bench/speculation.py smollm2 --head FOLDER
 
-Prompts are chat questions, answered greedily and at temperature 0.7. The two engines take turns in one process; outputs
+Prompts are chat questions, answered greedily and at temperature 0.7; with ``--task quote`` they ask for a text to be
+summarised and quoted. The two engines take turns in one process; outputs
 must be equal. ``--rows`` times the step itself instead: how much longer it takes with 2 to 9 rows than with 1.
 """
 
@@ -37,6 +38,27 @@ PROMPTS = [
 ]
 """None of them is in the data that the head was trained on."""
 
+PASSAGES = [
+    "The harbour of Marlow lies at the mouth of the river Ash, where two old breakwaters keep the swell out."
+    " Until 1911 the harbour lived on herring: in a good autumn ninety boats went out every night, and the"
+    " curing houses on the north quay worked until dawn. When the herring stayed away the curing houses were"
+    " turned into workshops, and the town learned to build small engines. Today the north quay has a market on"
+    " Saturdays, and the last curing house is a museum in which the smell of smoke has never quite gone.",
+    "A beehive keeps its brood nest at about thirty-five degrees, in winter and in summer alike. In winter the"
+    " bees form a cluster and shiver with their flight muscles, and those on the outside change places with"
+    " those on the inside. In summer some of them carry water and spread it over the combs, while others stand"
+    " at the entrance and fan with their wings, so that the water evaporates and cools the hive. No bee gives"
+    " an order: each of them answers to the warmth that it feels.",
+    "The committee met on 4 May and agreed on three things. First, the roof of the sports hall will be"
+    " repaired before the autumn, at a cost of no more than 80,000 euros. Second, the library will open on"
+    " Sundays from ten to two for a trial period of six months, after which the number of visitors will be"
+    " counted. Third, the old fire engine will not be sold: it will stand in the yard of the fire station,"
+    " where visitors can look at it during the summer festival.",
+]
+"""For the task of quoting: the answer repeats most of the prompt."""
+_QUOTE = "Copy the following text word for word, then summarise it in one sentence.\n\n{}"
+_QUOTE_FROM = "Here is a text:\n\n{}\n\nSay what it is about, and quote all of its sentences in double quotes."
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,6 +68,9 @@ def main() -> None:
     parser.add_argument("--draft-len", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
+    parser.add_argument("--task", choices=("chat", "quote"), default="chat", help="quote: summarise and quote a text")
+    parser.add_argument("--ngram", type=int, default=2, help="max_matching_ngram_size")
+    parser.add_argument("--greedy", action="store_true", help="temperature 0 alone")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=("eagle3", "ngram", "suffix"))
     parser.add_argument("--rows", action="store_true", help="the cost of a step by its rows")
@@ -56,12 +81,12 @@ def main() -> None:
     ways: dict[str, Any] = {"plain": None}
     if args.head:
         ways["eagle3"] = EagleDecodingConfig(max_draft_len=args.draft_len, speculative_model=args.head)
-    ways["ngram"] = NGramDecodingConfig(max_draft_len=args.draft_len)
+    ways["ngram"] = NGramDecodingConfig(max_draft_len=args.draft_len, max_matching_ngram_size=args.ngram)
     ways["suffix"] = SADecodingConfig(max_draft_len=args.draft_len)
     if args.only:
         ways = {name: way for name, way in ways.items() if name in ("plain", args.only)}
     print(f"{'way':8} {'temperature':>11} {'tokens/s':>9} {'of plain':>8} {'tokens/step':>11} {'output':>8}")
-    for temperature in (0.0, 0.7):
+    for temperature in (0.0,) if args.greedy else (0.0, 0.7):
         plain: tuple[float, list[Any]] | None = None
         for name, config in ways.items():
             speed, per_step, outputs = _measure(args, config, temperature)
@@ -70,6 +95,12 @@ def main() -> None:
             print(
                 f"{name:8} {temperature:11} {speed:9.1f} {speed / plain[0]:8.2f} {per_step:11.2f} {same:>8}", flush=True
             )
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+    if args.task == "chat":
+        return PROMPTS[: args.prompts]
+    return [ask.format(text) for ask in (_QUOTE, _QUOTE_FROM) for text in PASSAGES][: args.prompts]
 
 
 def _engine(args: argparse.Namespace, config: Any, **more: Any) -> LLM:
@@ -83,7 +114,7 @@ def _measure(args: argparse.Namespace, config: Any, temperature: float) -> tuple
     """Tokens a second while decoding, tokens a step, and the output token ids."""
     with _engine(args, config) as llm:
         assert llm.tokenizer is not None
-        prompts = [llm.tokenizer.chat([{"role": "user", "content": text}]) for text in PROMPTS[: args.prompts]]
+        prompts = [llm.tokenizer.chat([{"role": "user", "content": text}]) for text in _texts(args)]
         params = SamplingParams(max_tokens=args.tokens, temperature=temperature, seed=5, detokenize=False)
         llm.generate(prompts[0], SamplingParams(max_tokens=8, detokenize=False))
         before, outputs, seconds, n_tokens = llm.get_stats()[-1]["witnesses"], [], 0.0, 0

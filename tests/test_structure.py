@@ -44,7 +44,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runner": ("core", "cache", "quant", "ops", "layers", "models", "weights", "sampling", "executor.base"),
     "executor.inproc": ("core", "cache", "executor.base", "runner"),
     # What holds them together.
-    "engine": ("core", "cache", "spec", "media", "tokenizer", "guided", "sched", "executor", "weights", "runner"),
+    # Whether what drafts is a head is told by its configuration.
+    "engine": (
+        *("core", "cache", "spec", "media", "tokenizer", "guided", "sched", "executor", "weights", "runner"),
+        "models.eagle3",
+    ),
     "llm": ("core", "tokenizer", "weights", "models", "runner", "executor", "engine", "sched", "cache", "spec"),
     "sim": ("core", "cache", "spec", "guided", "sched", "executor", "engine"),
     # What people touch.

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from headrace.core.retention import KvCacheRetentionConfig, TokenRangeRetentionConfig
     from headrace.core.sampling_params import SamplingParams
     from headrace.core.speculative import (
+        AutoDecodingConfig,
         DraftTargetDecodingConfig,
         Eagle3DecodingConfig,
         EagleDecodingConfig,
@@ -62,6 +63,7 @@ _HOME = {
     "SchedulerConfig": "headrace.core.config",
     "CapacitySchedulerPolicy": "headrace.core.config",
     "ContextChunkingPolicy": "headrace.core.config",
+    "AutoDecodingConfig": "headrace.core.speculative",
     "NGramDecodingConfig": "headrace.core.speculative",
     "SADecodingConfig": "headrace.core.speculative",
     "SaveHiddenStatesDecodingConfig": "headrace.core.speculative",
@@ -84,6 +86,7 @@ _HOME = {
 
 __all__ = [
     "LLM",
+    "AutoDecodingConfig",
     "BatchedLogitsProcessor",
     "CapacitySchedulerPolicy",
     "CheckpointError",

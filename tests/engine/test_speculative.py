@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from draft_heads import write_head
 from headrace import (
     LLM,
+    AutoDecodingConfig,
     ConfigError,
     DraftTargetDecodingConfig,
     NGramDecodingConfig,
@@ -134,6 +136,53 @@ def test_drafts_are_paced_by_how_many_run(folder: Path, pace: dict[str, Any], dr
     assert (seen["drafts_proposed"] > 0) == drafts
 
 
+@pytest.mark.parametrize("option", ["rejection", "relaxed"])
+def test_where_outputs_depend_on_drafts_they_depend_on_nothing_else(
+    folder: Path, tmp_path: Path, option: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with torch.no_grad():
+        other = tiny.save(tiny.make("llama", num_hidden_layers=1), tmp_path / "other")
+    options: dict[str, Any] = {"use_rejection_sampling": True}
+    if option == "relaxed":
+        options = {"use_relaxed_acceptance_for_thinking": True, "relaxed_topk": 30, "relaxed_delta": 1.0}
+        options |= {"begin_thinking_phase_token": 6, "end_thinking_phase_token": 300}
+    config = DraftTargetDecodingConfig(max_draft_len=3, speculative_model=str(other), **options)
+    with make(folder) as llm:
+        plain, _ = run(llm)
+    with make(folder, speculative_config=config) as llm:
+        together, seen = run(llm, logprobs=1)
+    assert f"use_{option}" in caplog.text
+    assert 0 < seen["drafts_accepted"] < seen["drafts_proposed"]
+    apart: dict[str, Any] = {"max_batch_size": 1, "disable_overlap_scheduler": True, "cuda_graph_config": None}
+    with make(folder, speculative_config=config, max_num_tokens=16, sampler_type="TorchSampler", **apart) as llm:
+        assert run(llm)[0] == together
+    assert together[1::2] != plain[1::2]
+    assert (together[::2] == plain[::2]) == (option == "rejection"), "greedy requests"
+
+
+def test_auto_takes_what_there_is_says_what_and_stops_when_many_run(folder: Path, tmp_path: Path) -> None:
+    with make(folder) as llm:
+        plain, _ = run(llm)
+    head = write_head(tmp_path / "head", folder)
+    pace: dict[str, Any] = {"draft_len_schedule": {"4": 4, "16": 2}}
+    expected: dict[Any, tuple[str, dict[str, Any]]] = {
+        None: ("NGram", pace | {"is_public_pool": False}),
+        str(folder): ("Draft_Target", pace),
+        str(head): ("Eagle", {"max_concurrency": 6}),
+    }
+    for model, (kind, fields) in expected.items():
+        own = {"max_concurrency": 6} if kind == "Eagle" else {}
+        with make(folder, speculative_config=AutoDecodingConfig(speculative_model=model, **own)) as llm:
+            chosen = llm.effective_config["speculative_config"]
+            assert (chosen["decoding_type"], fields.items() <= chosen.items()) == (kind, True), chosen
+            assert ("draft_len_schedule" in chosen) == (not own)
+            tokens, seen = run(llm)
+            assert tokens == plain
+            assert seen["drafts_proposed"] > 0
+            assert llm.generate([5, 6, 7], SamplingParams(max_tokens=2, detokenize=False))
+            assert llm.get_stats()[0]["specDecodingStats"]["decodingType"] == kind
+
+
 @pytest.mark.parametrize(
     ("given", "kind"),
     [
@@ -151,6 +200,7 @@ def test_a_mapping_says_what_it_is_by_decoding_type(given: dict[str, Any], kind:
     [
         (lambda: NGramDecodingConfig(max_draft_len=2, acceptance_window=3), "go together"),
         (lambda: UserProvidedDecodingConfig(max_draft_len=2, drafter="a.b"), "must be a function"),
+        (lambda: SADecodingConfig(max_draft_len=2, relaxed_topk=3), "relaxed_topk goes with use_relaxed_acceptance"),
         (lambda: DraftTargetDecodingConfig(max_draft_len=2), "speculative_model"),
         (lambda: LlmArgs.from_call("x", {"speculative_config": {"decoding_type": "Medusa"}}), "Medusa.*NGram"),
     ],

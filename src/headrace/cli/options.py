@@ -132,7 +132,9 @@ def _engine_options(
         str | None, _engine(help="auto (as --dtype), float32, bfloat16, float16, int8 or fp8.")
     ] = None,
     enable_chunked_prefill: Annotated[bool | None, _engine(help="Long prompts in pieces (on).")] = None,
-    speculative: Annotated[str | None, _engine(help="Draft tokens with: ngram, suffix, draft-model or eagle3.")] = None,
+    speculative: Annotated[
+        str | None, _engine(help="Draft tokens with: auto, ngram, suffix, draft-model or eagle3.")
+    ] = None,
     draft_model: Annotated[str | None, _engine(help="The model or EAGLE-3 head that drafts.")] = None,
     draft_len: Annotated[int | None, _engine(help="Most draft tokens a step (4).")] = None,
     build_cache: Annotated[
@@ -172,7 +174,7 @@ def _engine_options(
     return gather(config, arguments, settings or ())
 
 
-_DRAFTING = {"ngram": "NGram", "suffix": "SA", "draft-model": "Draft_Target", "eagle3": "Eagle"}
+_DRAFTING = {"auto": "AUTO", "ngram": "NGram", "suffix": "SA", "draft-model": "Draft_Target", "eagle3": "Eagle"}
 _BY_MODEL = ("draft-model", "eagle3")
 
 
@@ -185,8 +187,11 @@ def _drafting(speculative: str | None, draft_model: str | None, draft_len: int |
         return {}
     if speculative not in _DRAFTING:
         raise ConfigError(f"--speculative {speculative}: there are {', '.join(_DRAFTING)}")
-    if (speculative in _BY_MODEL) != (draft_model is not None):
-        raise ConfigError("--draft-model PATH names what drafts: it goes with --speculative draft-model or eagle3 only")
+    if speculative != "auto" and (speculative in _BY_MODEL) != (draft_model is not None):
+        raise ConfigError(
+            "--draft-model PATH names what drafts: it goes with --speculative draft-model or eagle3, which need it, and"
+            " with auto"
+        )
     config: dict[str, Any] = {
         "decoding_type": _DRAFTING[speculative],
         "max_draft_len": 4 if draft_len is None else draft_len,

@@ -8,9 +8,12 @@ from pydantic import Discriminator, Field, Tag, field_serializer, field_validato
 
 from .config_base import Config, Positive
 
+_ACCEPTANCE = ("use_rejection_sampling", "use_relaxed_acceptance_for_thinking")
+
 
 class DecodingBaseConfig(Config):
-    """What all of them have. None of it changes an output: a draft is kept only if it is what would have been drawn."""
+    """What all of them have. A draft is kept only if it is what would have been drawn, so that none of it changes an
+    output; but for ``use_rejection_sampling`` and ``use_relaxed_acceptance_for_thinking``, which do."""
 
     max_draft_len: Annotated[int, Field(ge=1, le=64)]
     """Most drafts of a sequence in a step."""
@@ -24,9 +27,36 @@ class DecodingBaseConfig(Config):
     acceptance_length_threshold: Annotated[float, Field(gt=1.0)] | None = None
     """No drafts any more once the checks in the window have yielded fewer tokens each on average."""
 
+    use_rejection_sampling: bool = False
+    """CHANGES OUTPUTS of requests that draw: more drafts are kept, and tokens have the same distribution, but they are
+    other ones, and depend on the drafts. Greedy requests are as ever."""
+    use_relaxed_acceptance_for_thinking: bool = False
+    """CHANGES OUTPUTS: inside a thinking part a draft is kept that is only nearly as likely as the best token."""
+    relaxed_topk: Positive = 1
+    """Such a draft is one of so many likeliest tokens."""
+    relaxed_delta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """And its probability is at most so much below the largest."""
+    begin_thinking_phase_token: Annotated[int, Field(ge=0)] = 128798
+    end_thinking_phase_token: Annotated[int, Field(ge=0)] = 128799
+    """Between them it thinks."""
+
+    @property
+    def changes_outputs(self) -> bool:
+        return self.use_rejection_sampling or self.use_relaxed_acceptance_for_thinking
+
     def model_post_init(self, context: Any, /) -> None:
         # What tells the kinds apart counts as given: a dump of what was given can be read again.
         self.model_fields_set.add("decoding_type")
+
+    @model_validator(mode="after")
+    def _relaxed_or_not(self) -> DecodingBaseConfig:
+        names = ("relaxed_topk", "relaxed_delta", "begin_thinking_phase_token", "end_thinking_phase_token")
+        given = [name for name in names if name in self.model_fields_set]
+        if given and not self.use_relaxed_acceptance_for_thinking:
+            raise ValueError(f"{given[0]} goes with use_relaxed_acceptance_for_thinking=True; set it, or leave it out")
+        if self.begin_thinking_phase_token == self.end_thinking_phase_token:
+            raise ValueError("begin_thinking_phase_token and end_thinking_phase_token are the same token")
+        return self
 
     @model_validator(mode="after")
     def _window_and_threshold(self) -> DecodingBaseConfig:
@@ -71,6 +101,8 @@ class EagleDecodingConfig(DecodingBaseConfig):
     """The head runs in the model's own worker, and its keys and values lie in the same cache."""
     eagle3_layers_to_capture: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """The layers whose outputs the head reads, from 0 on; None: what its configuration says, else the usual three."""
+    use_dynamic_tree: Literal[False] = False
+    """Drafts are a chain."""
     eagle3_layer_ids: Literal["auto", "inputs", "outputs"] = "auto"
     """What layer ids in the head's configuration mean; auto: outputs of layers if the first is 1, inputs else."""
 
@@ -112,10 +144,20 @@ class SaveHiddenStatesDecodingConfig(DecodingBaseConfig):
 
     @model_validator(mode="after")
     def _nothing_to_pace(self) -> SaveHiddenStatesDecodingConfig:
-        for name in ("max_concurrency", "draft_len_schedule", "acceptance_window"):
-            if getattr(self, name) is not None:
+        for name in (*("max_concurrency", "draft_len_schedule", "acceptance_window"), *_ACCEPTANCE):
+            if getattr(self, name):
                 raise ValueError(f"{name} is about drafts, and there are none; leave it out")
         return self
+
+
+class AutoDecodingConfig(DecodingBaseConfig):
+    """The engine chooses: what ``speculative_model`` is drafts, and without one the text so far does. Unless
+    ``max_concurrency`` or ``draft_len_schedule`` says otherwise there are drafts while at most 16 sequences run."""
+
+    decoding_type: Literal["AUTO"] = "AUTO"
+    max_draft_len: Annotated[int, Field(ge=1, le=64)] = 4
+    speculative_model: str | None = None
+    """An EAGLE-3 head, or a whole model with the same vocabulary."""
 
 
 def _kind(given: Any) -> str:
@@ -131,6 +173,7 @@ SpeculativeConfig = Annotated[
     | Annotated[DraftTargetDecodingConfig, Tag("Draft_Target")]
     | Annotated[EagleDecodingConfig, Tag("Eagle")]
     | Annotated[UserProvidedDecodingConfig, Tag("User_Provided")]
-    | Annotated[SaveHiddenStatesDecodingConfig, Tag("SaveState")],
+    | Annotated[SaveHiddenStatesDecodingConfig, Tag("SaveState")]
+    | Annotated[AutoDecodingConfig, Tag("AUTO")],
     Discriminator(_kind),
 ]

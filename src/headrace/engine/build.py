@@ -49,6 +49,7 @@ from headrace.weights.peft import read_adapter
 from headrace.weights.resolve import resolve_model
 
 from .adapters import NO_ADAPTER_LOADING, AdapterLoading, WorkerAdapters
+from .auto import with_drafter
 from .backend import StartReport
 from .engine import Engine
 from .find import check_features, find_media, find_model, find_reasoning, find_tokenizer
@@ -73,6 +74,7 @@ def build_engine(args: LlmArgs) -> Engine:
 def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBackend, StartReport]:
     """Builds the worker, and the loop that drives it. What was started is stopped if a later part fails."""
     with phases.time("open checkpoint"):
+        args = with_drafter(args)
         checkpoint, config, generation = _open(path, args.load_format)
         sources = [ModelSource(config, checkpoint), *_open_draft(args)]
     executor = InprocExecutor(lambda: build_worker(args, sources, phases))
@@ -107,7 +109,8 @@ def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBacke
         keeps_prefixes=_keeps_prefixes(args) and bool(capacity.groups),
         phases=phases.done,
         memory=memory.rows(),
-        effective=effective | {"model_path": str(path), "absent_features": absent},
+        effective=effective
+        | {"model_path": str(path), "absent_features": absent, "speculative_config": _given(args.speculative_config)},
     )
 
 
@@ -173,7 +176,9 @@ def _assemble(
     scheduler = Scheduler(
         manager, options, _proposer(args.speculative_config, capacity.vocab_size), clock, _pace(args.speculative_config)
     )
-    stats = StatsRecorder(scheduler, clock, args.iter_stats_max_iterations)
+    drafts = args.speculative_config
+    drafts_by = "" if drafts is None else str(_given(drafts)["decoding_type"])  # type: ignore[index]
+    stats = StatsRecorder(scheduler, clock, args.iter_stats_max_iterations, drafts_by)
     grammars = GrammarCompiling(make_compile, clock)
     return LocalBackend(executor, scheduler, depth, clock, stats, grammars, get_tokenizer, adapters)
 
@@ -246,8 +251,14 @@ def _proposer(config: DecodingBaseConfig | None, vocab_size: int) -> Proposer:
         case UserProvidedDecodingConfig():
             return UserProposer(config.drafter, config.max_draft_len, vocab_size)
         case DraftTargetDecodingConfig() | EagleDecodingConfig():
-            return WorkerProposer(config.max_draft_len)
+            # Where an output depends on its drafts, their number must not depend on what is in flight.
+            return WorkerProposer(config.max_draft_len, needs_tokens=config.changes_outputs)
     raise ConfigError(f"speculative_config is a {type(config).__name__}, which nothing drafts for")
+
+
+def _given(config: DecodingBaseConfig | None) -> dict[str, Any] | None:
+    """What was set, and what was chosen by ``AutoDecodingConfig``."""
+    return None if config is None else config.model_dump(mode="json", exclude_unset=True)
 
 
 def _pace(config: DecodingBaseConfig | None) -> Pace:

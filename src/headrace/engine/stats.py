@@ -14,10 +14,12 @@ from headrace.sched.scheduler import Scheduler
 class StatsRecorder:
     """The loop's observer: remembers the last iterations until they are asked for."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, max_iterations: int) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock, max_iterations: int, drafts_by: str = "") -> None:
+        """``drafts_by``: the ``decoding_type`` that drafts; empty: nothing does."""
         self._scheduler = scheduler
         self._clock = clock
         self._iterations: deque[dict[str, Any]] = deque(maxlen=max_iterations)
+        self._drafts_by = drafts_by
         self._lock = threading.Lock()
         self._worker_counters: Counter[str] = Counter()
 
@@ -37,6 +39,7 @@ class StatsRecorder:
                 "numGenRequests": len(plan.works) - len(contexts),
             },
             "specDecodingStats": {
+                "decodingType": self._drafts_by,
                 "numDraftTokens": sum(one.n_drafts for one in result.results),
                 "numAcceptedTokens": sum(one.n_accepted for one in result.results),
             },

@@ -21,7 +21,7 @@ from headrace.core.config import BuildCacheConfig, LlmArgs
 from headrace.core.errors import ConfigError
 from headrace.core.phases import Phases
 from headrace.core.plan import BLOCK_TOKENS
-from headrace.core.speculative import SaveHiddenStatesDecodingConfig
+from headrace.core.speculative import DecodingBaseConfig, SaveHiddenStatesDecodingConfig
 from headrace.executor.base import Capacity
 from headrace.layers.adapters import NO_ADAPTERS, Adapters, NoAdapters
 from headrace.layers.base import BuildContext
@@ -34,7 +34,17 @@ from headrace.ops.blocks import CACHE_DTYPES, block_layout
 from headrace.ops.memory import huge_zeros
 from headrace.ops.native import core
 from headrace.ops.table import FORCE_VARIABLE, Ops, read_forced, select_ops
-from headrace.sampling import GuidedSampler, NativeSampler, ProcessingSampler, Sampler, TorchSampler
+from headrace.sampling import (
+    Acceptance,
+    GuidedSampler,
+    NativeSampler,
+    ProcessingSampler,
+    Relaxed,
+    Remembering,
+    Sampler,
+    SplitSampler,
+    TorchSampler,
+)
 from headrace.weights.checkpoint import Checkpoint
 from headrace.weights.dummy import DummyCheckpoint
 from headrace.weights.resolve import cache_folder
@@ -106,11 +116,16 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         mover = _mover(args, layout, tiers, groups, views, kv_dtype)
         _bind(models, groups, views)
         sampler_type, sampler = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
+        acceptance = _acceptance(args.speculative_config, model.vocab_size)
+        if acceptance is not None:
+            sampler = SplitSampler(sampler, args.max_batch_size, model.vocab_size, acceptance)
         sizes = _graph_sizes(args, ops, min(most_rows, args.max_batch_size * (1 + max_drafts)))
         graphs_of = _graph_maker(args, ops, groups, sizes)
         graphs = graphs_of(model, taps or drafting.taps)
 
         def own_sampler() -> Sampler:
+            if acceptance is not None and acceptance.rejects:
+                return TorchSampler(args.max_batch_size, model.vocab_size, Remembering(acceptance.board))
             return _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)[1]
 
         drafter = drafting.build(Parts(own_sampler, ops, groups, slots, graphs_of, device))
@@ -264,6 +279,26 @@ def _graph_maker(
     if not sizes:
         return lambda model, taps: NoGraphs()
     return lambda model, taps: StepGraphs(model, ops, groups, sizes, exact=exact, taps=taps)
+
+
+def _acceptance(config: DecodingBaseConfig | None, vocab_size: int) -> Acceptance | None:
+    """None: a draft is kept if it is what is drawn. Says aloud that anything else changes outputs."""
+    if config is None or not config.changes_outputs:
+        return None
+    asked = [
+        name for name in ("use_rejection_sampling", "use_relaxed_acceptance_for_thinking") if getattr(config, name)
+    ]
+    log.warning("%s: outputs are not those of a run without drafts (docs/speculation.md)", " and ".join(asked))
+    relaxed = None
+    if config.use_relaxed_acceptance_for_thinking:
+        marks = (config.begin_thinking_phase_token, config.end_thinking_phase_token)
+        if max(marks) >= vocab_size:
+            raise ConfigError(
+                f"begin_thinking_phase_token and end_thinking_phase_token are {marks[0]} and {marks[1]}; the model has"
+                f" {vocab_size} tokens: name the ones that begin and end its thinking"
+            )
+        relaxed = Relaxed(config.relaxed_topk, config.relaxed_delta, *marks)
+    return Acceptance(config.use_rejection_sampling, relaxed)
 
 
 def _sampler(wanted: str, n_slots: int, vocab_size: int) -> tuple[str, Sampler]:

@@ -17,6 +17,10 @@ from torch import Tensor
 
 DOMAIN_DRAW = 0
 """Fourth counter word of the noise that draws output tokens; other uses of the same seed take other numbers."""
+DOMAIN_ACCEPT = 1
+"""Whether rejection sampling keeps a draft."""
+DOMAIN_RESIDUAL = 2
+"""What it draws in place of one."""
 
 _ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -48,21 +52,20 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
     return c0, c1, c2, c3
 
 
-def noise_of_all(keys: StreamKeys, vocab_size: int) -> Tensor:
+def noise_of_all(keys: StreamKeys, vocab_size: int, domain: int = DOMAIN_DRAW) -> Tensor:
     """The noise word of every token: int64 [R, vocab_size] in [0, 2^32)."""
     groups = torch.arange((vocab_size + 3) >> 2, device=keys.position.device)[None, :]
-    words = _words(keys, groups)
+    words = _words(keys, groups, domain)
     rows, n_groups = keys.position.shape[0], groups.shape[1]
     return torch.stack([word.expand(rows, n_groups) for word in words], -1).view(rows, -1)[:, :vocab_size]
 
 
-def noise_of(keys: StreamKeys, token_ids: Tensor) -> Tensor:
+def noise_of(keys: StreamKeys, token_ids: Tensor, domain: int = DOMAIN_DRAW) -> Tensor:
     """The noise words of some tokens of each row: int64 [R, N] for ids [R, N]. Equal to those of ``noise_of_all``."""
-    words = torch.stack(_words(keys, token_ids >> 2), -1)
+    words = torch.stack(_words(keys, token_ids >> 2, domain), -1)
     return words.gather(-1, (token_ids & 3).unsqueeze(-1)).squeeze(-1)
 
 
-def _words(keys: StreamKeys, groups: Tensor) -> tuple[Tensor, ...]:
-    domain = torch.full_like(keys.position, DOMAIN_DRAW)
-    counter = (groups, keys.position, keys.output_index, domain)
+def _words(keys: StreamKeys, groups: Tensor, domain: int) -> tuple[Tensor, ...]:
+    counter = (groups, keys.position, keys.output_index, torch.full_like(keys.position, domain))
     return philox4x32(counter, (keys.seed_low, keys.seed_high))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.plan import SlotInit, TokenLogprobs
 from . import logprobs
+from .acceptance import AS_DRAWN, Choices, Settling
 from .checks import check_logits, check_masks, check_prompt_rows, check_prompt_tokens, problem_of
 from .contract import NO_TOKEN, SampleOutcome, SampleRows
 from .draw import race
@@ -33,10 +34,12 @@ _NEEDS_SCALED = int(Flag.DRAW | Flag.PROCESSED_LOGPROBS)
 
 
 class TorchSampler:
-    """See ``contract.Sampler``."""
+    """See ``contract.Sampler``. ``settling`` has the last word on what rows with drafts give."""
 
-    def __init__(self, n_slots: int, vocab_size: int) -> None:
+    def __init__(self, n_slots: int, vocab_size: int, settling: Settling = AS_DRAWN) -> None:
         self.state = SamplerState(n_slots, vocab_size)
+        self._settling = settling
+        self._concerned = np.zeros(0, bool)
 
     def bind(self, init: SlotInit) -> None:
         self.state.bind(init)
@@ -47,6 +50,7 @@ class TorchSampler:
     def sample(self, rows: SampleRows, logits: Tensor, model_logits: Tensor | None = None) -> SampleOutcome:
         check_logits(logits, len(rows), self.state.vocab_size)
         outcome = SampleOutcome(np.full(len(rows), NO_TOKEN, np.int64))
+        self._concerned = self._settling.concerns(rows, self.state)
         flags = self.state.flags[rows.slots]
         needs_change = (flags & _CHANGES_LOGITS) != 0
         outcome.n_changed = int(np.count_nonzero(needs_change))
@@ -94,9 +98,10 @@ class TorchSampler:
         good = np.flatnonzero(is_good)
         outcome.tokens[which[good]] = best.squeeze(-1).cpu().numpy()[good]
         flags = self.state.flags[rows.slots[which[good]]]
+        needs_scaled = ((flags & _NEEDS_SCALED) != 0) | self._concerned[which[good]]
         # Rows that are looked at in order and rows that are looked at whole go apart: the work is different.
         for order in (0, int(Flag.ORDER)):
-            alike = good[((flags & _NEEDS_SCALED) != 0) & ((flags & int(Flag.ORDER)) == order)]
+            alike = good[needs_scaled & ((flags & int(Flag.ORDER)) == order)]
             for at in self._chunks(alike):
                 where = torch.from_numpy(at).to(logits.device)
                 scaled = logits[where].sub_(top[where])
@@ -118,6 +123,7 @@ class TorchSampler:
             keys = self._keys(rows, which[drawn], scaled)
             noise = noise_of_all(keys, self.state.vocab_size)
             outcome.tokens[which[drawn]] = race(mass[torch.from_numpy(drawn).to(mass.device)], noise).cpu().numpy()
+        self._settle(rows, which, mass, None, outcome)
         wanting = np.flatnonzero(flags & int(Flag.PROCESSED_LOGPROBS))
         if len(wanting):
             wanted = self._wanted(rows, which[wanting], outcome)
@@ -132,11 +138,27 @@ class TorchSampler:
         kept = keep(scaled, Filters(top_k, top_p, min_p))
         noise = noise_of(self._keys(rows, which, scaled), kept.ids)
         outcome.tokens[which] = race(kept.mass, noise, kept.ids).cpu().numpy()
+        self._settle(rows, which, kept.mass, kept.ids, outcome)
         wanting = np.flatnonzero(self.state.flags[slots] & int(Flag.PROCESSED_LOGPROBS))
         if len(wanting):
             where = torch.from_numpy(wanting).to(scaled.device)
             entries = logprobs.of_kept(kept.rows(where), self._wanted(rows, which[wanting], outcome))
             outcome.logprobs.update(zip(which[wanting].tolist(), entries, strict=True))
+
+    def _settle(
+        self, rows: SampleRows, which: np.ndarray, mass: Tensor, ids: Tensor | None, outcome: SampleOutcome
+    ) -> None:
+        """``mass``: [len(which), N], of the tokens ``ids`` or of all."""
+        mine = np.flatnonzero(self._concerned[which])
+        if not len(mine):
+            return
+        at, concerned = torch.from_numpy(mine).to(mass.device), which[mine]
+        own = mass[at]
+        if ids is not None:
+            own = own.new_zeros(len(mine), self.state.vocab_size).scatter_(1, ids[at], own)
+        draws = (self.state.flags[rows.slots[concerned]] & int(Flag.DRAW)) != 0
+        choices = Choices(concerned, own, self._keys(rows, concerned, mass), draws)
+        outcome.tokens[concerned] = self._settling.settle(rows, choices, outcome.tokens[concerned])
 
     def _raw_logprobs(self, rows: SampleRows, which: np.ndarray, logits: Tensor, outcome: SampleOutcome) -> None:
         """Logprobs of the model's own logits."""

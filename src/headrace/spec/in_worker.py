@@ -7,9 +7,11 @@ from .proposer import NoProposer
 
 
 class WorkerProposer(NoProposer):
-    """Asks the worker's drafter for ``max_draft_len`` drafts. Nobody waits for tokens: steps stay overlapped."""
+    """Asks the worker's drafter for ``max_draft_len`` drafts. Nobody waits for tokens, so that steps stay overlapped;
+    but with ``needs_tokens`` they do, and near an output's end there are no fewer drafts than there could be."""
 
-    def __init__(self, max_draft_len: int) -> None:
+    def __init__(self, max_draft_len: int, *, needs_tokens: bool = False) -> None:
+        self.needs_tokens = needs_tokens
         self._max_draft_len = max_draft_len
 
     def propose(self, seq_id: int, limit: int) -> tuple[int, ...]:
