@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from serving_rig import NAME, Running
+from serving_rig import NAME, Running, served_apart
+
+from headrace import KvCacheConfig
 
 
 def test_models_version_and_configuration(tiny: Running) -> None:
@@ -148,3 +151,30 @@ def test_a_model_without_a_tokenizer_takes_ids_only(serve: object) -> None:
 def test_the_schema_is_served(tiny: Running) -> None:
     schema = tiny.get("/openapi.json").json()
     assert {"/v1/completions", "/v1/chat/completions", "/health", "/tokenize"} <= schema["paths"].keys()
+
+
+def test_what_is_kept_and_what_comes_goes_and_moves(folder: Path, tiny: Running) -> None:
+    """Retention by request, and the events that show its priority, from an engine in a process of its own."""
+    keep = {"token_range_retention_configs": [{"token_start": 0, "token_end": 64, "priority": 80}]}
+    body = {"prompt": list(range(5, 75)), "max_tokens": 1, "kv_cache_retention_config": keep}
+    config = KvCacheConfig(max_tokens=2048, event_buffer_max_size=20)
+    with served_apart(folder, kv_cache_config=config) as running:
+        assert running.post("/v1/completions", body).status_code == 200
+        created, stored = (event["data"] for event in running.post("/kv_cache_events", None).json())
+        assert created["type"] == "created"
+        assert [block["priority"] for block in stored["blocks"]] == [80, 80]
+        assert running.post("/kv_cache_events", None).json() == []
+        (record,) = running.get("/perf_metrics").json()
+        assert record["perf_metrics"]["kv_cache_metrics"] == {"cached_tokens": 0, "cache_miss": "no_entry"}
+        for wrong, said in (
+            ({"token_start": 0, "priority": 101}, "priority"),
+            ({"token_start": 70}, "token_start=70, and the prompt has 70 tokens"),
+            ({"token_start": 9, "token_end": 9}, "token_end=9 is not behind token_start=9"),
+        ):
+            asked = body | {"kv_cache_retention_config": {"token_range_retention_configs": [wrong]}}
+            answer = running.post("/v1/completions", asked)
+            assert answer.status_code == 400
+            assert said in answer.json()["error"]["message"]
+    refused = tiny.post("/kv_cache_events", None)
+    assert refused.status_code == 400
+    assert "event_buffer_max_size" in refused.json()["error"]["message"]

@@ -217,7 +217,7 @@ class PrefixIndex:
                 return
             self._fill(node, lease, number)
             lease.node, lease.n_indexed = node, number + 1
-        if lease.asks is not USUAL_ASKS:
+        if lease.asks != USUAL_ASKS:
             # Time may have passed for those before.
             self.retain(lease)
 
@@ -296,7 +296,7 @@ class PrefixIndex:
 
     def retain(self, lease: BlockLease) -> None:
         """What the lease's sequence asks for its blocks counts from now on."""
-        if lease.asks is USUAL_ASKS and not self.retention.is_used:
+        if lease.asks == USUAL_ASKS and not self.retention.is_used:
             return
         node = lease.node
         while node is not None and node.parent is not None:
