@@ -23,7 +23,7 @@ DEMO_PROMPTS := \
 	"Explain in two sentences why the sky is blue." \
 	"Name three planets and one fact about each."
 
-.PHONY: install demo test test-slow test-full lint structure bench clean
+.PHONY: install demo test test-slow test-full lint structure matrix bench clean
 
 install: $(STAMP)
 
@@ -73,6 +73,10 @@ lint: install
 # The module list in docs/structure.md.
 structure: install
 	$(BIN)/python docs/structure.py
+
+# docs/support-matrix.md, out of the capability table and what tests/pairs/record.py has kept.
+matrix: install
+	PYTHONPATH=tests $(BIN)/python -m pairs.matrix
 
 bench: install
 	$(BIN)/headrace bench throughput smollm2

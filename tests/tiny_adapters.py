@@ -28,7 +28,9 @@ def linear_maps(model: Path | str) -> dict[str, tuple[int, int]]:
     return {
         name.removesuffix(".weight"): shape
         for name, shape in shapes.items()
-        if len(shape) == 2 and "layers." in name and not any(f"{part}." in name for part in NOT_ADAPTED)
+        if len(shape) == 2
+        and ("layers." in name or "encoder.layer." in name)
+        and not any(f"{part}." in name for part in NOT_ADAPTED)
     }
 
 

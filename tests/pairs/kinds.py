@@ -27,11 +27,14 @@ DRAWING = frozenset(("n", "best_of"))
 """What greedy requests cannot have: all their outputs would be equal."""
 SEARCHING = frozenset(("beam_search",))
 """What drawn requests cannot have: it draws nothing."""
+NOT_OF_BEAMS = frozenset(("overlap", "ngram", "suffix", "draft_model", "eagle3", "user_drafter"))
+"""What acts on requests beside those that search: a beam goes on when all of its step is known, and has no drafts."""
 
 
 def manners(names: tuple[str, ...]) -> tuple[How, ...]:
     """How requests with these features can be: all greedy, all drawn, or half of them, where no one can have all."""
-    can_be_greedy, can_be_drawn = not DRAWING & set(names), not SEARCHING & set(names)
+    can_be_drawn = not SEARCHING & set(names)
+    can_be_greedy = not DRAWING & set(names) and (can_be_drawn or not NOT_OF_BEAMS & set(names))
     if not can_be_greedy and not can_be_drawn:
         return ("mixed",)
     return (*(("greedy",) if can_be_greedy else ()), *(("drawn",) if can_be_drawn else ()))

@@ -411,10 +411,10 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
     tokens = work.tight_cache_tokens if scenario.tight else work.cache_tokens
     cache = KvCacheConfig(max_tokens=tokens, **scenario.cache)
     args = scenario.args | _drafting(scenario, model, work, plain)
-    adapters = _adapters(model) if scenario.adapters else (None,)
+    adapters = adapters_of(model) if scenario.adapters else (None,)
     with LLM(model, dtype="float32", num_threads=1, kv_cache_config=cache, **args) as llm:
         if scenario.returns:
-            _fill_tiers(llm, work, scenario.returns)
+            fill_tiers(llm, work, scenario.returns, lambda prompt: llm.generate(prompt, SamplingParams(max_tokens=1)))
         strangers = _start_strangers(llm, work) if scenario.strangers else []
         requests = []
         for index in range(len(work.prompts)):
@@ -450,7 +450,7 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
 
 
 @cache
-def _adapters(model: Path | str) -> tuple[LoRARequest | None, ...]:
+def adapters_of(model: Path | str) -> tuple[LoRARequest | None, ...]:
     """For requests one after another."""
     folder = Path(tempfile.mkdtemp(prefix="adapters-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -520,16 +520,16 @@ def _sampling(scenario: Scenario, work: Work, index: int) -> SamplingParams:
     return SamplingParams(**options)
 
 
-def _fill_tiers(llm: LLM, work: Work, n_others: int) -> None:
-    """Two blocks that long prompts begin with, and then others until those have had to make room."""
+def fill_tiers(llm: LLM, work: Work, n_others: int, read: Callable[[list[int]], Any]) -> None:
+    """Two blocks that long prompts begin with, and then others until those have had to make room. ``read``: what has
+    the engine read a prompt."""
     rng = random.Random(7)
-    once = SamplingParams(max_tokens=1)
     for prompt in {tuple(prompt[:65]): None for prompt in work.prompts if len(prompt) > 65}:
-        llm.generate(list(prompt), once)
+        read(list(prompt))
     for n_done in range(60):
         if n_done >= n_others and llm.get_stats()[-1]["witnesses"]["blocks_spilled"] >= 5 * (n_others - 3):
             return
-        llm.generate([rng.randrange(3, 300) for _ in range(work.tight_cache_tokens - 40)], once)
+        read([rng.randrange(3, 300) for _ in range(work.tight_cache_tokens - 40)])
     raise AssertionError("what was to make room is still in the host tier")
 
 

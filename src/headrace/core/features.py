@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .errors import ConfigError, RequestError
 
@@ -27,6 +27,9 @@ class Feature:
     """Names of features it cannot run with, each with the reason."""
     not_with_states: str | None = None
     """Why it cannot act on a model with recurrent states; None: it can."""
+    acts_on: Literal["prompt", "past", "prefix", "output"] = "output"
+    """What a model must have for it to act. All have a prompt, and all that generate have the rest; ``LACKS`` says why
+    one that only encodes may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ FEATURES: tuple[Feature, ...] = (
         "several requests at once; max_batch_size",
         "batched_steps",
         on_by_default=True,
+        acts_on="prompt",
     ),
     Feature(
         "chunked_prefill",
@@ -57,6 +61,7 @@ FEATURES: tuple[Feature, ...] = (
         "enable_chunked_prefill=True, max_num_tokens",
         "chunks",
         on_by_default=True,
+        acts_on="past",
     ),
     Feature(
         "kv_reuse",
@@ -64,6 +69,7 @@ FEATURES: tuple[Feature, ...] = (
         "KvCacheConfig(enable_block_reuse=True)",
         "cached_tokens.device",
         on_by_default=True,
+        acts_on="prefix",
     ),
     Feature(
         "partial_reuse",
@@ -72,6 +78,7 @@ FEATURES: tuple[Feature, ...] = (
         "partial_reuse_tokens",
         on_by_default=True,
         not_with_states="a recurrent state can be taken up where a block ends, not inside it",
+        acts_on="prefix",
     ),
     Feature(
         "retention",
@@ -84,12 +91,14 @@ FEATURES: tuple[Feature, ...] = (
         "KV cache offloading to host memory",
         "KvCacheConfig(host_cache_size)",
         "blocks_onboarded",
+        acts_on="prefix",
     ),
     Feature(
         "disk_cache",
         "KV cache offloading to disk",
         "KvCacheConfig(host_cache_size, disk_cache_size, disk_cache_path)",
         "blocks_fetched",
+        acts_on="prefix",
     ),
     Feature(
         "windows",
@@ -110,6 +119,7 @@ FEATURES: tuple[Feature, ...] = (
         "default; disable_overlap_scheduler=True off",
         "overlapped_steps",
         on_by_default=True,
+        acts_on="prompt",
     ),
     Feature(
         "graph",
@@ -166,8 +176,8 @@ FEATURES: tuple[Feature, ...] = (
     Feature("n", "Several outputs of one prompt", "SamplingParams(n)", "forked_outputs"),
     Feature("best_of", "The best of several outputs", "SamplingParams(best_of)", "outputs_compared"),
     Feature("beam_search", "Beam search", "SamplingParams(use_beam_search, best_of)", "beam_forks"),
-    Feature("cancel", "Cancel in every state", "RequestOutput.abort()", "cancelled"),
-    Feature("priority", "Priorities", "generate_async(priority)", "prioritised"),
+    Feature("cancel", "Cancel in every state", "RequestOutput.abort()", "cancelled", acts_on="prompt"),
+    Feature("priority", "Priorities", "generate_async(priority)", "prioritised", acts_on="prompt"),
     Feature("logprobs", "Logprobs of outputs", "SamplingParams(logprobs)", "logprob_rows"),
     Feature("prompt_logprobs", "Logprobs of the prompt", "SamplingParams(prompt_logprobs)", "prompt_logprob_rows"),
     Feature(
@@ -185,8 +195,10 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("guided", "Guided decoding", "SamplingParams(guided_decoding), response_format", "masked_rows"),
     Feature("stop_strings", "Stop strings", "SamplingParams(stop)", "stop_string_hits"),
-    Feature("lora", "LoRA adapters", "enable_lora=True, generate(lora_request)", "adapter_rows"),
-    Feature("encode", "Embeddings and other pooled results", "LLM.encode(), PoolingParams", "pooled_rows"),
+    Feature("lora", "LoRA adapters", "enable_lora=True, generate(lora_request)", "adapter_rows", acts_on="prompt"),
+    Feature(
+        "encode", "Embeddings and other pooled results", "LLM.encode(), PoolingParams", "pooled_rows", acts_on="prompt"
+    ),
 )
 
 _LATER = "not in this version"
@@ -249,6 +261,24 @@ def resolve(active: Iterable[str]) -> frozenset[str]:
 def absent_with_states() -> dict[str, str]:
     """Features that cannot act on a model with recurrent states: name -> reason."""
     return {row.name: row.not_with_states for row in FEATURES if row.not_with_states is not None}
+
+
+LACKS = {
+    "past": "the model reads a prompt as a whole and keeps nothing",
+    "prefix": "the model gives something for every part of a prompt, so none of its rows can come from a cache",
+    "output": "the model only encodes: it gives no output",
+}
+"""Why a feature does not act on a model that has not what it acts on."""
+
+
+def absent_without(*lacking: str) -> dict[str, str]:
+    """Features that cannot act on a model that only encodes: name -> reason. ``lacking``: keys of ``LACKS``; without a
+    past there is no prefix either."""
+    return {
+        row.name: LACKS["past" if row.acts_on == "prefix" and "past" in lacking else row.acts_on]
+        for row in FEATURES
+        if row.acts_on in lacking
+    }
 
 
 def refuse_missing_args(given: Mapping[str, Any]) -> None:

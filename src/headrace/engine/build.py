@@ -13,7 +13,7 @@ from headrace.cache.manager import CacheManager, CacheOptions
 from headrace.core.clock import SystemClock
 from headrace.core.config import LlmArgs
 from headrace.core.errors import ConfigError, ModelError, RequestError
-from headrace.core.features import absent_with_states
+from headrace.core.features import absent_with_states, absent_without
 from headrace.core.phases import Phases
 from headrace.core.request import Request
 from headrace.core.retention import DEFAULT_PRIORITY
@@ -214,6 +214,13 @@ def _compile(args: LlmArgs, tokenizer: Tokenizer | None, capacity: Capacity, eos
 def _absent_features(args: LlmArgs, capacity: Capacity) -> dict[str, str]:
     """Features that cannot act on this model, by name, with the reason. Raises ``ConfigError`` for one that was asked
     for; what is on by default is left out."""
+    pooling = capacity.pooling
+    if not pooling.generates:
+        for name in ("speculative_config", "batched_logits_processor"):
+            if getattr(args, name) is not None:
+                raise ConfigError(f"{name}: the model gives {pooling.gives}, no text; leave {name} out")
+        lacking = ["output"] if "last" in pooling.pooling_types else ["output", "prefix"]
+        return absent_without(*lacking, *(["past"] if capacity.reads_whole_prompts else []))
     cache = args.kv_cache_config
     if isinstance(args.speculative_config, SaveHiddenStatesDecodingConfig):
         why = "SaveHiddenStatesDecodingConfig needs every token to be computed"
