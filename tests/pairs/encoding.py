@@ -46,14 +46,23 @@ def cases(turn: int = TURN) -> list[Case]:
     ]
 
 
-def built(family: str, name: str | None) -> Scenario:
-    """A feature turned on; None: one prompt at a time, in one piece, and nothing kept."""
-    scenario = with_features((name,) if name else ())
+def plain(family: str, shaped_by: str | None) -> Scenario:
+    """One prompt at a time, in one piece, and nothing kept but what a feature needs that changes what comes out."""
+    scenario = with_features((shaped_by,) if shaped_by else ())
+    if family in ENCODERS:
+        del scenario.args["enable_chunked_prefill"]
+    return scenario
+
+
+def built(family: str, name: str) -> Scenario:
+    """A feature turned on."""
+    scenario = plain(family, name)
     if name == "overlap":
         # Prompts of one step each: the next ones overlap them.
         scenario.args |= {"max_batch_size": 4, "max_num_tokens": 128}
-    if family in ENCODERS:
-        del scenario.args["enable_chunked_prefill"]
+    if name == "windows":
+        # What is out of the window is given back between the pieces of a prompt.
+        scenario.args |= {"enable_chunked_prefill": True, "max_num_tokens": 24}
     return scenario
 
 

@@ -147,7 +147,6 @@ def test_the_kinds_have_every_pair_twice_and_their_triples() -> None:
     assert kinds.cases(kinds.TURNS) == kinds.cases(0)
 
 
-
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, id=case.id, marks=[getattr(pytest.mark, case.tier)]) for case in (*CASES, *kinds.cases())],

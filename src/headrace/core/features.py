@@ -105,6 +105,7 @@ FEATURES: tuple[Feature, ...] = (
         "Sliding windows set by hand",
         "KvCacheConfig(max_attention_window)",
         "blocks_freed_by_max_attention_window",
+        acts_on="past",
     ),
     Feature(
         "preemption",
