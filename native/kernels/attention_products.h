@@ -114,7 +114,7 @@ struct Products<q8> {
     static constexpr int values = 4;
     static constexpr int x_bytes = 8;
     static constexpr int weight_stride = values;
-    static constexpr int most_rows = block_tile_rows > 1 ? block_tile_rows / 2 : 1;
+    static constexpr int most_rows = byte_tile_rows / 2;
     static constexpr bool scaled = true;
     static constexpr float base = 255.0f, most = base * 127.0f + 127.0f;
     static constexpr float tiny = 0x1p-100f;  // what is smaller counts as zero

@@ -140,12 +140,42 @@ inline __attribute__((always_inline)) void add_units(const char* w, const char* 
     }
 }
 
-// Adds `blocks` blocks of e4m3 to totals [rows][32].
+// Totals of a tile over some blocks. Apart from their place in memory, or GCC writes each of them there after every block.
+template <int rows>
+struct Totals {
+    Vec v[rows][panel_vecs];
+
+    Totals() {
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+            for (int i = 0; i < panel_vecs; ++i) v[r][i] = Vec::zero();
+    }
+    void store(float* to) const {
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+            for (int i = 0; i < panel_vecs; ++i) v[r][i].store(to + r * panel_outputs + i * Vec::lanes);
+    }
+};
+
+// What goes with one block.
+template <int rows, int64_t stride>
+inline __attribute__((always_inline)) void fetch_block(Ahead& ahead) {
+    if (ahead.step == stride)
+        prefetch<rows>(ahead.from, stride);  // unrolled
+    else
+        prefetch<rows>(ahead.from, ahead.step);
+    ahead.from += ahead.step;
+}
+
+// The sums of `blocks` blocks of e4m3 to totals [rows][32].
 template <class F, int rows>
-void add_float_blocks(const char* w, const char* x, int64_t blocks, float* totals) {
+void add_float_blocks(const char* w, const char* x, int64_t blocks, Ahead ahead, float* to) {
     constexpr int64_t stride = block_bytes(F::format);
+    Totals<rows> totals;
     for (int64_t block = 0; block < blocks; ++block, w += stride, x += rows * x_block_bytes(F::format)) {
-        for (int64_t ahead = 0; ahead < stride; ahead += panel_outputs * unit_bytes) prefetch<rows>(w + ahead);
+        fetch_block<rows, stride>(ahead);
         const float* values = reinterpret_cast<const float*>(x);
         Vec sums[rows][panel_vecs];
 #pragma GCC unroll 16
@@ -164,21 +194,20 @@ void add_float_blocks(const char* w, const char* x, int64_t blocks, float* total
         for (int v = 0; v < panel_vecs; ++v) {
             const Vec scale = F::load_scales(w + number_bytes(8), v) * Vec::all(0x1p8f);
 #pragma GCC unroll 16
-            for (int r = 0; r < rows; ++r) {
-                float* total = totals + r * panel_outputs + v * Vec::lanes;
-                Vec::fma(sums[r][v], scale, Vec::load(total)).store(total);
-            }
+            for (int r = 0; r < rows; ++r) totals.v[r][v] = Vec::fma(sums[r][v], scale, totals.v[r][v]);
         }
     }
+    totals.store(to);
 }
 
-// Adds `blocks` blocks to totals [rows][32].
+// The sums of `blocks` blocks to totals [rows][32].
 template <class F, int rows>
-void add_blocks(const char* w, const char* x, int64_t blocks, float* totals) {
+void add_blocks(const char* w, const char* x, int64_t blocks, Ahead ahead, float* to) {
     constexpr int64_t number_part = number_bytes(F::bits), scale_part = scale_bytes(F::format);
     constexpr int64_t group_scales = scale_part / F::groups, stride = block_bytes(F::format);
+    Totals<rows> totals;
     for (int64_t block = 0; block < blocks; ++block, w += stride, x += rows * x_block_bytes(F::format)) {
-        for (int64_t ahead = 0; ahead < stride; ahead += panel_outputs * unit_bytes) prefetch<rows>(w + ahead);
+        fetch_block<rows, stride>(ahead);
         const BlockScales* rounded = reinterpret_cast<const BlockScales*>(x + rows * block_values);
 #pragma GCC unroll 2
         for (int group = 0; group < F::groups; ++group) {
@@ -197,51 +226,50 @@ void add_blocks(const char* w, const char* x, int64_t blocks, float* totals) {
                 const Vec minimum = F::has_minimum ? F::load_scales(scales + scale_part, v) : Vec::zero();
 #pragma GCC unroll 16
                 for (int r = 0; r < rows; ++r) {
-                    float* total = totals + r * panel_outputs + v * Vec::lanes;
-                    Vec sum = Vec::fma(sums[r][v].to_floats(), scale * Vec::all(rounded[r].scale), Vec::load(total));
-                    if constexpr (F::has_minimum) sum = Vec::fma(minimum, Vec::all(rounded[r].sums[group]), sum);
-                    sum.store(total);
+                    Vec& total = totals.v[r][v];
+                    total = Vec::fma(sums[r][v].to_floats(), scale * Vec::all(rounded[r].scale), total);
+                    if constexpr (F::has_minimum) total = Vec::fma(minimum, Vec::all(rounded[r].sums[group]), total);
                 }
             }
         }
     }
+    totals.store(to);
 }
 
 template <int bits, int group, bool has_minimum, bool has_wide_scales, Codes codes = Codes::whole>
 struct RoundedForm : Form<bits, group, has_minimum, has_wide_scales, codes> {
     template <int rows>
-    static void add(const char* w, const char* x, int64_t blocks, float* totals) {
-        add_blocks<Form<bits, group, has_minimum, has_wide_scales, codes>, rows>(w, x, blocks, totals);
+    static void add(const char* w, const char* x, int64_t blocks, Ahead ahead, float* totals) {
+        add_blocks<Form<bits, group, has_minimum, has_wide_scales, codes>, rows>(w, x, blocks, ahead, totals);
     }
 };
 
 template <bool has_wide_scales>
 struct FloatForm : Form<8, 32, false, has_wide_scales, Codes::e4m3> {
     template <int rows>
-    static void add(const char* w, const char* x, int64_t blocks, float* totals) {
-        add_float_blocks<Form<8, 32, false, has_wide_scales, Codes::e4m3>, rows>(w, x, blocks, totals);
+    static void add(const char* w, const char* x, int64_t blocks, Ahead ahead, float* totals) {
+        add_float_blocks<Form<8, 32, false, has_wide_scales, Codes::e4m3>, rows>(w, x, blocks, ahead, totals);
     }
 };
 
 // w and x start at the panel and at the block of rows; totals [rows][32] are written.
 template <class F, int rows>
-void block_tile(const char* w, const char* x, int64_t blocks, int64_t segments, float* totals) {
+void block_tile(const char* w, const char* x, int64_t blocks, int64_t segments, Ahead ahead, float* totals) {
+    if (segments == 1) return F::template add<rows>(w, x, blocks, ahead, totals);
     constexpr int64_t size = rows * panel_outputs;
     alignas(64) float parts[4 * size];
-    std::memset(parts, 0, sizeof(float) * size_t(segments * size));
-    const int64_t each = blocks / segments;
-    for (int64_t segment = 0; segment < segments; ++segment)
-        F::template add<rows>(w + segment * each * block_bytes(F::format), x + segment * each * rows * x_block_bytes(F::format),
-                              each, parts + segment * size);
+    const int64_t each = blocks / 4, w_step = each * block_bytes(F::format), x_step = each * rows * x_block_bytes(F::format);
+    for (int64_t i = 0; i < 4; ++i)
+        F::template add<rows>(w + i * w_step, x + i * x_step, each, {ahead.from + i * each * ahead.step, ahead.step},
+                              parts + i * size);
     for (int64_t i = 0; i < size; i += Vec::lanes) {
-        Vec sum = Vec::load(parts + i);
-        if (segments == 4)
-            sum = (sum + Vec::load(parts + size + i)) + (Vec::load(parts + 2 * size + i) + Vec::load(parts + 3 * size + i));
-        sum.store(totals + i);
+        const Vec first = Vec::load(parts + i) + Vec::load(parts + size + i);
+        const Vec last = Vec::load(parts + 2 * size + i) + Vec::load(parts + 3 * size + i);
+        (first + last).store(totals + i);
     }
 }
 
-using BlockTile = void (*)(const char* w, const char* x, int64_t blocks, int64_t segments, float* totals);
+using BlockTile = void (*)(const char* w, const char* x, int64_t blocks, int64_t segments, Ahead ahead, float* totals);
 
 // The tile of `height` rows, among those of `rows` and less.
 template <class F, int rows>
@@ -297,14 +325,16 @@ void store_totals(const BlockLinear& job, const float* totals, int64_t rows, Y* 
 template <class T>
 void block_linear(const BlockLinear& job, const void* x_packed, const RowBlocks& blocks, int64_t first_block,
                   int64_t last_block, int64_t first_panel, int64_t last_panel) {
-    const int64_t row_bytes = blocks_of(job.k) * x_block_bytes(job.format);
+    const int64_t row_bytes = blocks_of(job.k) * x_block_bytes(job.format), count = last_block - first_block;
+    const int64_t bytes = panel_bytes(job.k, job.format);
     alignas(64) float totals[block_tile_rows * panel_outputs];
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-        const char* w = static_cast<const char*>(job.weight) + panel * panel_bytes(job.k, job.format);
+        const char* w = static_cast<const char*>(job.weight) + panel * bytes;
         for (int64_t block = first_block; block < last_block; ++block) {
             const int64_t row = first_row(blocks, block), rows = first_row(blocks, block + 1) - row;
+            const Ahead ahead = Ahead::of(w, bytes, block_bytes(job.format), block - first_block, count, rows);
             block_tile_of(job.format, rows)(w, static_cast<const char*>(x_packed) + row * row_bytes, blocks_of(job.k),
-                                            job.segments, totals);
+                                            job.segments, ahead, totals);
             if (job.wide)
                 store_totals<T>(job, totals, rows, static_cast<float*>(job.y) + row * job.y_stride, panel);
             else

@@ -11,17 +11,28 @@ namespace {
 
 constexpr int panel_vecs = int(panel_outputs) / Vec::lanes;
 
-// Asks for what a tile of so many rows will read. Low tiles wait for memory, and want it in the first cache; high tiles
-// compute while it comes, and the first cache has their rows of x to keep.
+constexpr int low_rows = 6;
+
+// Asks for what is read later. Low tiles wait for memory, and want it in the first cache; high tiles compute while it comes,
+// and the first cache has their rows of x to keep.
 template <int rows>
-inline __attribute__((always_inline)) void prefetch(const char* w) {
-    for (int64_t line = 0; line < panel_outputs * unit_bytes; line += 64) {
-        if constexpr (rows < 6)
-            __builtin_prefetch(w + 4096 + line, 0, 3);
-        else
-            __builtin_prefetch(w + 8192 + line, 0, 2);
-    }
+inline __attribute__((always_inline)) void prefetch(const char* from, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line, 0, rows < low_rows ? 3 : 2);
 }
+
+// What a tile asks for while it computes: `step` bytes further on after every `unit` bytes of its panel.
+struct Ahead {
+    const char* from;
+    int64_t step;
+
+    // For block `index` of `count` that pass over the panel at w, of `bytes`, one after another. A block alone fetches what
+    // itself will read soon. Of several the first would wait for memory and the others not ask for any: each fetches its
+    // part of the next panel.
+    static Ahead of(const char* w, int64_t bytes, int64_t unit, int64_t index, int64_t count, int64_t rows) {
+        if (count == 1) return {w + (rows < low_rows ? 4096 : 8192), unit};
+        return {w + bytes + bytes * index / count, (unit + count - 1) / count};
+    }
+};
 
 // Units [first, last) of one row of x, among `rows`.
 template <class D, class T>
@@ -65,16 +76,20 @@ struct Tile {
     Vec sums[rows][panel_vecs];
 
     // Sums from zero over `units` units.
-    inline __attribute__((always_inline)) void run(const char* w, const char* x, int64_t units) {
+    inline __attribute__((always_inline)) void run(const char* w, const char* x, int64_t units, Ahead ahead) {
+        Vec parts[rows][panel_vecs];  // apart, or GCC writes every sum to memory: x might alias it
         for (int r = 0; r < rows; ++r)
-            for (int v = 0; v < panel_vecs; ++v) sums[r][v] = Vec::zero();
+            for (int v = 0; v < panel_vecs; ++v) parts[r][v] = Vec::zero();
 #pragma GCC unroll 2
         for (int64_t unit = 0; unit < units; ++unit) {
-            prefetch<rows>(w);
-            D::template step<rows, panel_vecs>(w, x, sums);
+            prefetch<rows>(ahead.from, panel_outputs * unit_bytes);
+            ahead.from += ahead.step;
+            D::template step<rows, panel_vecs>(w, x, parts);
             w += panel_outputs * unit_bytes;
             x += rows * D::x_bytes;
         }
+        for (int r = 0; r < rows; ++r)
+            for (int v = 0; v < panel_vecs; ++v) sums[r][v] = parts[r][v];
     }
 
     void add(const Tile& other) {
@@ -83,16 +98,20 @@ struct Tile {
     }
 
     // w and x start at the panel and at the block of rows.
-    void run(const char* w, const char* x, int64_t units, int64_t segments) {
-        if (segments == 1) return run(w, x, units);
+    inline __attribute__((always_inline)) void run(const char* w, const char* x, int64_t units, int64_t segments,
+                                                   Ahead ahead) {
+        if (segments == 1) return run(w, x, units, ahead);
         const int64_t each = units / 4, w_step = each * panel_outputs * unit_bytes, x_step = each * rows * D::x_bytes;
+        const auto quarter = [&](Tile& tile, int64_t i) {
+            tile.run(w + i * w_step, x + i * x_step, each, {ahead.from + i * each * ahead.step, ahead.step});
+        };
         Tile second;
-        run(w, x, each);
-        second.run(w + w_step, x + x_step, each);
+        quarter(*this, 0);
+        quarter(second, 1);
         add(second);
         Tile third;
-        third.run(w + 2 * w_step, x + 2 * x_step, each);
-        second.run(w + 3 * w_step, x + 3 * x_step, each);
+        quarter(third, 2);
+        quarter(second, 3);
         third.add(second);
         add(third);
     }
@@ -111,18 +130,18 @@ struct Tile {
 };
 
 template <class T, int rows>
-void tile(const Linear& job, const char* x, int64_t row, int64_t panel) {
+void tile(const Linear& job, const char* x, int64_t row, int64_t panel, Ahead ahead) {
     using D = Dot<T>;
     Tile<D, rows> sums;
     const char* w = static_cast<const char*>(job.weight) + panel * panel_bytes(job.k, D::dtype);
-    sums.run(w, x, units_of(job.k, D::dtype), job.segments);
+    sums.run(w, x, units_of(job.k, D::dtype), job.segments, ahead);
     if (job.wide)
         sums.template store<T>(job, static_cast<float*>(job.y) + row * job.y_stride, panel);
     else
         sums.template store<T>(job, static_cast<T*>(job.y) + row * job.y_stride, panel);
 }
 
-using TileFunction = void (*)(const Linear&, const char* x, int64_t row, int64_t panel);
+using TileFunction = void (*)(const Linear&, const char* x, int64_t row, int64_t panel, Ahead ahead);
 
 // The tile of `height` rows, among those of `rows` and less.
 template <class T, int rows>
@@ -138,11 +157,14 @@ template <class T>
 void linear(const Linear& job, const void* x_packed, const RowBlocks& blocks, int64_t first_block, int64_t last_block,
             int64_t first_panel, int64_t last_panel) {
     const int64_t row_bytes = units_of(job.k, Dot<T>::dtype) * Dot<T>::x_bytes;
+    const int64_t bytes = panel_bytes(job.k, Dot<T>::dtype), count = last_block - first_block;
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+        const char* w = static_cast<const char*>(job.weight) + panel * bytes;
         for (int64_t block = first_block; block < last_block; ++block) {
-            const int64_t row = first_row(blocks, block);
-            tile_of<T, tile_rows>(first_row(blocks, block + 1) - row)(
-                job, static_cast<const char*>(x_packed) + row * row_bytes, row, panel);
+            const int64_t row = first_row(blocks, block), rows = first_row(blocks, block + 1) - row;
+            tile_of<T, tile_rows>(rows)(
+                job, static_cast<const char*>(x_packed) + row * row_bytes, row, panel,
+                Ahead::of(w, bytes, panel_outputs * unit_bytes, block - first_block, count, rows));
         }
     }
 }

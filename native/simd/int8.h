@@ -13,8 +13,10 @@ namespace {
 #if defined(__AVX512VNNI__)
 
 constexpr int byte_offset = 0;
-// Rows of a tile of products: 24 sums of the 32 registers.
-constexpr int block_tile_rows = 12;
+// Rows of a tile of sums: 24 of the 32 registers.
+constexpr int byte_tile_rows = 12;
+// Where totals go with the sums: what more rows would take to and from memory costs more than weights read twice.
+constexpr int block_tile_rows = 8;
 
 struct Bytes {
     __m512i v;
@@ -44,6 +46,7 @@ static inline Vec load_halves(const half* p) {
 #elif defined(__AVX2__)
 
 constexpr int byte_offset = 128;
+constexpr int byte_tile_rows = 2;
 constexpr int block_tile_rows = 2;
 
 struct Bytes {
@@ -79,6 +82,7 @@ static inline Vec load_halves(const half* p) {
 #elif defined(__ARM_NEON)
 
 constexpr int byte_offset = 128;
+constexpr int byte_tile_rows = 2;
 constexpr int block_tile_rows = 2;
 
 struct Bytes {
