@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -20,6 +21,8 @@ from headrace.sampling import (
     SplitSampler,
     TorchSampler,
 )
+from headrace.sampling.acceptance import rejection
+from headrace.sampling.philox import StreamKeys, noise_of_all
 
 N, V = 1500, 9
 BEGIN, END = 7, 8
@@ -124,6 +127,32 @@ def test_drafts_that_nobody_drew_are_kept_as_often_as_they_are_likely() -> None:
     p = shares(logits, sampling)
     assert_distributed(tokens[:, 0].tolist(), p[0])
     assert_distributed(tokens[tokens[:, 0] == 4, 1].tolist(), p[1])
+
+
+def test_rejection_is_its_definition_row_by_row() -> None:
+    """The noise of both is apart from that of draws (domain 0), which drafts are drawn with."""
+    rng, n = np.random.default_rng(8), 400
+    p_mass, q_mass = (torch.from_numpy(rng.integers(0, 1 << 40, (n, V))) for _ in range(2))
+    drafts = rng.integers(0, V, n)
+    words = (rng.integers(0, 1 << 32, n), rng.integers(0, 1 << 32, n), rng.integers(3, 99, n), np.zeros(n, np.int64))
+    keys = StreamKeys(*(torch.from_numpy(word)[:, None] for word in words))
+    nobody = torch.full((n,), -5)
+    got = rejection(p_mass, keys, torch.from_numpy(drafts), list(q_mass), nobody).tolist()
+    accept, again = (2 * noise_of_all(keys, V, domain).double() + 1 for domain in (1, 2))
+    n_kept = 0
+    for row, draft in enumerate(drafts.tolist()):
+        p, q = (mass[row].double() / mass[row].sum() for mass in (p_mass, q_mass))
+        if float(accept[row, draft]) / 2**33 * float(q[draft]) < float(p[draft]):
+            n_kept += 1
+            expected = draft
+        else:
+            waits = [
+                -math.log(word / 2**33) / more if more > 0 else math.inf
+                for word, more in zip(again[row].tolist(), (p - q).tolist(), strict=True)
+            ]
+            expected = waits.index(min(waits))
+        assert got[row] == expected, row
+    assert 100 < n_kept < 350
 
 
 CASES = 60
