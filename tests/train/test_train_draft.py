@@ -18,7 +18,7 @@ from headrace.train.conversations import answered, made_up, read_data, write_ans
 from headrace.train.eagle3 import HeadShape, TrainableHead
 from headrace.train.lessons import Conversation
 from headrace.train.recipe import head_config, train_head
-from headrace.train.trainer import Settings
+from headrace.train.trainer import Settings, _walk
 from tiny_text import write_tokenizer
 
 
@@ -74,9 +74,11 @@ def test_a_trained_head_drafts_as_well_as_was_measured_and_changes_nothing(
     settings = Settings(n_steps=3, epochs=25, seconds=60.0, rate=3e-3)
     trained = train_head(
         folder, conversations, tmp_path / "head", draft_vocab=200, mode="float32", max_tokens=49, settings=settings,
-        reporter=Quiet(),
+        reporter=Quiet(), in_int8=True,
     )  # fmt: skip
     assert trained.tokens_per_step[1] > 1.5, trained
+    matrix = load_file(trained.folder / "model.safetensors")["midlayer.mlp.up_proj.weight"]
+    assert matrix.dtype == torch.int8
     assert trained.tokens_per_step == sorted(trained.tokens_per_step)
     config = EagleDecodingConfig(max_draft_len=3, speculative_model=str(trained.folder))
     prompts = [list(one.tokens[: one.n_prompt]) for one in conversations[::5]]
@@ -88,6 +90,12 @@ def test_a_trained_head_drafts_as_well_as_was_measured_and_changes_nothing(
         assert tuple(output.outputs[0].token_ids) == one.tokens[one.n_prompt :]
     checks = seen["drafts_proposed"] / 3
     assert 1 + seen["drafts_accepted"] / checks > 1 + 0.6 * (trained.tokens_per_step[3] - 1)
+
+
+def test_an_answer_is_walked_through_as_it_is_generated() -> None:
+    assert _walk([]) == 0
+    assert _walk([0, 0, 0]) == 3
+    assert _walk([3, 0, 0, 0, 1, 0, 2]) == 3  # 0 to 3, 4 to 5, 6 and beyond the end
 
 
 def test_what_data_may_be(tmp_path: Path) -> None:

@@ -127,10 +127,10 @@ class Trainer:
     def tokens_per_step(
         self, lessons: Sequence[Lesson], on_lesson: Callable[[int], None] = lambda number: None
     ) -> list[float]:
-        """With 0, 1, ... drafts: tokens that a step of the model would yield, greedily, averaged over the positions of
-        answers. A guess counts where it is the token in the text and those before it in its chain were."""
+        """With 0, 1, ... drafts: tokens that a step of the model yields, greedily: answers are walked through as when
+        they are generated. A guess counts where it is the token in the text and those before it in its chain were."""
         n_steps = self._settings.n_steps
-        right, positions = torch.zeros(n_steps), 0
+        steps, tokens = [0] * (n_steps + 1), 0
         for number, lesson in enumerate(lessons, start=1):
             batch = self._batch([lesson], n_steps)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -139,11 +139,14 @@ class Trainer:
                 for step, (rows, _, _, wanted) in enumerate(batch.goals):
                     guessed = self._head.lm_head(guesses[step].flatten(0, 1)[rows]).argmax(1)
                     ok[step, rows] = guessed == wanted
-            ok = ok.cumprod(0).bool()
-            right += ok.sum(1)
-            positions += len(batch.goals[0][0])
+            places = batch.goals[0][0]
+            right = ok.cumprod(0).cumsum(0)[:, places]
+            tokens += len(places)
+            steps[0] += len(places)
+            for n_drafts in range(1, n_steps + 1):
+                steps[n_drafts] += _walk(right[n_drafts - 1].tolist())
             on_lesson(number)
-        return [1.0, *(1.0 + (right.cumsum(0) / max(1, positions))).tolist()]
+        return [tokens / max(1, n) for n in steps]
 
     def _loss(self, batch: _Batch) -> torch.Tensor:
         settings, losses = self._settings, []
@@ -187,6 +190,15 @@ class Trainer:
             parts.append((place * length + torch.arange(first, last), ids.clamp(min=0), probs, wanted))
         rows, ids, probs, wanted = (torch.cat(column) for column in zip(*parts, strict=True))
         return rows, ids, probs, wanted
+
+
+def _walk(right: Sequence[int]) -> int:
+    """Steps through an answer: each goes on behind its right guesses (``right``, by where it begins) and one token."""
+    at = steps = 0
+    while at < len(right):
+        at += 1 + right[at]
+        steps += 1
+    return steps
 
 
 def _grouped(lessons: Sequence[Lesson], size: int, rng: random.Random) -> list[list[Lesson]]:
