@@ -56,6 +56,17 @@ def test_both_spellings_and_the_names_of_the_reference(launch: Callable[..., dic
     }
 
 
+def test_flags_that_only_this_command_has(launch: Callable[..., dict[str, Any]]) -> None:
+    got = launch(
+        *("--logits-processor", "a=m:x", "--logits-processor", "b=m.n:y", "--batched-logits-processor", "m:z"),
+        *("--reasoning-parser", "auto", "--lora_modules", "mine=/a=b", "--lora-modules", "yours=/c"),
+        *("--set", "lora_config.max_loras=3"),
+    )
+    assert got["lora_config"] == {"max_loras": 3, "lora_modules": {"mine": "/a=b", "yours": "/c"}}
+    assert got["logits_processors"] == {"a": "m:x", "b": "m.n:y"}
+    assert (got["batched_logits_processor"], got["reasoning_parser"]) == ("m:z", "auto")
+
+
 def test_a_queue_limit_of_ones_own(launch: Callable[..., dict[str, Any]]) -> None:
     assert launch("--set", "scheduler_config.max_queue_size=2")["scheduler_config"] == {"max_queue_size": 2}
 
@@ -90,6 +101,9 @@ def test_absent_flags_are_not_in_the_help(command: Command) -> None:
         (("--set", "perf_metrics_max_requests=-1"), "perf_metrics_max_requests"),
         (("--chat-template", "nowhere.jinja"), "nowhere.jinja"),
         (("--port", "70000"), "65535"),
+        (("--logits-processor", "m:x"), "NAME=module:object"),
+        (("--lora-modules", "/a/folder"), "NAME=folder"),
+        (("--lora-modules", "a=/b", "--lora-modules", "a=/c"), "'a' is given twice"),
         (("--api-key", "a", "--api-key", " "), "empty key"),
         (("--config", "nowhere.yaml"), "nowhere.yaml"),
     ],

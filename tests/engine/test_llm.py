@@ -377,6 +377,8 @@ def test_a_callable_is_refused_where_it_cannot_go() -> None:
     with pytest.raises(RequestError, match="logits_processor"):
         SamplingParams(logits_processor=3)
     with pytest.raises(ConfigError, match="batched_logits_processor"):
-        LLM("nowhere", batched_logits_processor="module:name")
+        LLM("nowhere", batched_logits_processor="no path")
+    with pytest.raises(ConfigError, match="module:object"):
+        LLM("nowhere", logits_processors={"mine": "module"})
     with pytest.raises(RequestError, match="process of its own"):
         wire.encode(SamplingParams(logits_processor=print))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from asgi_rig import Application, application
+from mutations import Raw
 from serving_rig import NAME
 
 from headrace.eval import tiny
@@ -38,24 +39,36 @@ async def _text(app: Application, model: str) -> str:
 
 
 async def _life(model: Path, adapter: Path, other: Path) -> None:
-    lora = {"lora_dir": [str(other)], "max_loras": 2}
+    lora = {"lora_modules": {"first": str(other)}, "max_loras": 2}
     async with application(model, load_format="auto", dtype="float32", lora_config=lora) as app:
-        plain, first = await _text(app, NAME), await _text(app, other.name)
+        plain, first = await _text(app, NAME), await _text(app, "first")
         loaded = await _ask(app, LOAD, lora_name="mine", lora_path=str(adapter))
         assert loaded == (200, {"lora_name": "mine", "status": "loaded"})
         mine = await _text(app, "mine")
         assert len({plain, first, mine}) == 3
-        together = await asyncio.gather(*(_text(app, name) for name in ("mine", NAME, other.name) * 3))
+        together = await asyncio.gather(*(_text(app, name) for name in ("mine", NAME, "first") * 3))
         assert together == [mine, plain, first] * 3
         status, _ = await _ask(app, "/v1/embeddings", model="mine", input="a")
         assert status == 200
         await _refusals(app, adapter)
+        await _counts(app, str(adapter))
         assert await _ask(app, UNLOAD, lora_name="mine") == (200, {"lora_name": "mine", "status": "unloaded"})
         assert "has no adapter_config.json" in await _refusal(app, LOAD, lora_name="x", lora_path="/nowhere")
         assert "no adapter 'mine' is loaded" in await _refusal(app, UNLOAD, lora_name="mine")
         status, answer = await _ask(app, "/v1/completions", model="mine", prompt="a")
         assert (status, answer["error"]["code"]) == (404, "model_not_found")
         assert await _text(app, NAME) == plain
+
+
+async def _counts(app: Application, path: str) -> None:
+    (*_, now) = json.loads((await app.ask(Raw("/metrics", b"", "GET"))).body)
+    assert [(one["lora_name"], one["requests"]) for one in now["adapters"]] == [("first", 0), ("mine", 0)]
+    assert now["adapters"][1]["lora_path"] == path
+    text = (await app.ask(Raw("/prometheus/metrics", b"", "GET"))).body.decode()
+    # One alone, three together, and one that was encoded.
+    assert 'headrace_lora_requests_total{lora_name="mine"} 5.0' in text
+    assert 'headrace_lora_requests_total{lora_name="first"} 4.0' in text
+    assert 'headrace_lora_requests_running{lora_name="mine"} 0.0' in text
 
 
 async def _refusals(app: Application, adapter: Path) -> None:

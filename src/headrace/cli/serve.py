@@ -16,6 +16,8 @@ from headrace.core.clock import SystemClock
 from headrace.core.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
+    from headrace.serve.server import Server
+    from headrace.serve.serving import Serving
     from headrace.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_QUEUE = 1024
@@ -44,6 +46,17 @@ def serve(
     reasoning_parser: Annotated[
         str | None, typer.Option(help="Thinking apart from answers: auto, deepseek-r1, nano-v3, qwen3, magistral.")
     ] = None,
+    logits_processor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODULE:OBJECT", help="A processor that requests may name; repeatable."),
+    ] = None,
+    batched_logits_processor: Annotated[
+        str | None, typer.Option(metavar="MODULE:OBJECT", help="The processor of all requests that ask for it.")
+    ] = None,
+    lora_modules: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="An adapter that requests may name as the model; repeatable."),
+    ] = None,
     max_body_mib: Annotated[int, typer.Option(min=1, max=1024, help="Largest body of a request, in MiB.")] = 8,
     request_timeout: Annotated[
         float | None, typer.Option(min=0.001, metavar="S", help="Seconds a request may take.")
@@ -63,8 +76,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: completions, chat, statistics. SIGTERM ends it gently."""
     arguments = merged({"scheduler_config": {"max_queue_size": DEFAULT_QUEUE}}, engine)
-    if reasoning_parser is not None:
-        arguments["reasoning_parser"] = reasoning_parser
+    arguments = merged(arguments, _more(reasoning_parser, batched_logits_processor, logits_processor, lora_modules))
     records = _records(perf_metrics_max_requests, arguments.pop("perf_metrics_max_requests", None))
     if any(not key.strip() for key in api_key or ()):
         raise ConfigError("--api-key: an empty key would let everybody in; give one with letters, or none")
@@ -77,7 +89,6 @@ def serve(
             _use(template, running.tokenizer)
         from headrace.serve.engine import FrontedEngine
         from headrace.serve.options import ServeOptions
-        from headrace.serve.server import Server
         from headrace.serve.serving import Serving
 
         options = ServeOptions(
@@ -91,12 +102,46 @@ def serve(
             drain_limit=drain_limit,
             heartbeat_limit=heartbeat_limit,
         )
-        try:
-            server = Server(Serving(FrontedEngine(running, args, clock, heartbeat_limit), options))
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        server = _listening(Serving(FrontedEngine(running, args, clock, heartbeat_limit), options))
         status = server.run(lambda: console.note(f"{options.model_name} is served at {server.url}"))
     raise typer.Exit(status)
+
+
+def _more(
+    parser: str | None, batched: str | None, processors: list[str] | None, adapters: list[str] | None
+) -> dict[str, Any]:
+    """Arguments of ``LLM`` whose flags only this command has."""
+    given = {"reasoning_parser": parser, "batched_logits_processor": batched}
+    return {
+        **{name: value for name, value in given.items() if value is not None},
+        **_named("--logits-processor", "module:object", processors, "logits_processors"),
+        **_named("--lora-modules", "folder", adapters, "lora_config", "lora_modules"),
+    }
+
+
+def _named(flag: str, what: str, given: list[str] | None, *path: str) -> dict[str, Any]:
+    """Values with names, ``NAME=value`` each, as the argument of ``LLM`` at ``path``."""
+    named: dict[str, Any] = {}
+    for one in given or ():
+        name, equals, value = one.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"{flag} {one}: write it as NAME={what}")
+        if name in named:
+            raise ConfigError(f"{flag}: {name!r} is given twice; each has a name of its own")
+        named[name] = value
+    for part in reversed(path):
+        named = {part: named}
+    return named if given else {}
+
+
+def _listening(serving: Serving) -> Server:
+    from headrace.serve.server import Server
+
+    try:
+        return Server(serving)
+    except OSError as error:
+        where = f"{serving.options.host}:{serving.options.port}"
+        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from None
 
 
 def _import_server() -> None:

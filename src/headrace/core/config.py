@@ -15,6 +15,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from .config_base import Config, Positive
 from .features import MISSING_ARGS, refuse_missing_args
 from .lora import LoraConfig
+from .processors import is_import_path
 from .reasoning import Parser
 from .speculative import SaveHiddenStatesDecodingConfig, SpeculativeConfig
 
@@ -188,7 +189,9 @@ class LlmArgs(Config):
     lora_config: LoraConfig | None = None
     """None: that of defaults, with ``enable_lora``."""
     batched_logits_processor: Any = None
-    """A ``BatchedLogitsProcessor`` for the requests that ask for it."""
+    """A ``BatchedLogitsProcessor`` for the requests that ask for it, or where to import it from: ``module:object``."""
+    logits_processors: dict[str, str] = Field(default_factory=dict)
+    """Processors that requests may name: name to ``module:object``. A class is made one object of."""
     num_threads: Positive | None = None
     """Compute threads; None: the CPUs this process may use."""
     iter_stats_max_iterations: Positive = 1000
@@ -198,13 +201,22 @@ class LlmArgs(Config):
     @field_validator("batched_logits_processor")
     @classmethod
     def _callable(cls, value: Any) -> Any:
-        if value is not None and not callable(value):
-            raise ValueError(f"give a BatchedLogitsProcessor, not a {type(value).__name__}")
+        is_path = isinstance(value, str) and is_import_path(value)
+        if value is not None and not callable(value) and not is_path:
+            raise ValueError("give a BatchedLogitsProcessor, or where to import it from as 'module:object'")
+        return value
+
+    @field_validator("logits_processors")
+    @classmethod
+    def _import_paths(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, path in value.items():
+            if not is_import_path(path):
+                raise ValueError(f"{name!r} is imported from {path!r}; write it as 'module:object'")
         return value
 
     @field_serializer("batched_logits_processor", when_used="json-unless-none")
     def _name_of_callable(self, value: Any) -> str:
-        return type(value).__name__
+        return value if isinstance(value, str) else type(value).__name__
 
     @property
     def lora(self) -> LoraConfig | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
 from .config_base import Config, Positive
 from .errors import RequestError
@@ -32,6 +33,8 @@ class LoraConfig(Config):
 
     lora_dir: tuple[str, ...] = ()
     """Folders of adapters that are loaded at the start and stay; the name of each is that of its folder."""
+    lora_modules: dict[str, str] = Field(default_factory=dict)
+    """Likewise, with names of one's own: name to folder."""
     lora_ckpt_source: Literal["hf"] = "hf"
     """The layout of peft: ``adapter_config.json`` and ``adapter_model.safetensors``."""
     max_lora_rank: Positive = 64
@@ -47,9 +50,24 @@ class LoraConfig(Config):
     def _by_checkpoint_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(MODULE_NAMES.get(name, name) for name in names)
 
+    @model_validator(mode="after")
+    def _names_once(self) -> Self:
+        names = [Path(folder).name for folder in self.lora_dir] + list(self.lora_modules)
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two adapters are called {twice!r}; give one of them another name in lora_modules")
+        if "" in names:
+            raise ValueError("an adapter has no name; write lora_modules as {name: folder}")
+        return self
+
+    @property
+    def at_start(self) -> dict[str, str]:
+        """Those that are loaded at the start: name to folder."""
+        return {Path(folder).name: folder for folder in self.lora_dir} | self.lora_modules
+
     @property
     def n_adapters(self) -> int:
-        return self.max_loras or max(USUAL_ADAPTERS, len(self.lora_dir))
+        return self.max_loras or max(USUAL_ADAPTERS, len(self.at_start))
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,8 +186,8 @@ class SeqEnd(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. The worker obeys the fields in this order: ended, appends, inits, block_updates, moves and copies,
-    works.
+    """One step. The worker obeys the fields in this order: ended, appends, released, inits, block_updates, moves and
+    copies, works.
 
     Moves and copies are made one after the other: a later one may write where an earlier one has read. A step may have
     moves or ends and no works.
@@ -203,6 +203,8 @@ class StepPlan:
     ended: tuple[SeqEnd, ...] = ()
     """Sequences that have ended since the plan before, where the worker wants to know: all that it computed of them
     came in plans before."""
+    released: tuple[int, ...] = ()
+    """Slots that sequences have left since the step before; one may be bound again in this step."""
 
     @property
     def n_rows(self) -> int:

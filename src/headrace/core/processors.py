@@ -7,11 +7,39 @@ called for nothing. So what it does must follow from ``token_ids``; what it reme
 
 from __future__ import annotations
 
+import importlib
+import re
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def is_import_path(text: str) -> bool:
+    """Whether ``text`` has the form ``module:object``."""
+    return re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", text) is not None
+
+
+def import_processor(setting: str, path: str) -> Any:
+    """What ``path`` names, and of a class an instance. ``setting``: who asks. Raises ``ConfigError``."""
+    module, _, name = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        if isinstance(found, type):
+            found = found()
+    except Exception as error:
+        raise ConfigError(
+            f"{setting}={path!r}: {type(error).__name__}: {error}. The engine imports it: install the module,"
+            " or put its folder into PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"{setting}={path!r} is a {type(found).__name__}, and nothing that can be called")
+    return found
 
 
 class LogitsProcessor(ABC):

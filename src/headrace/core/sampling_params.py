@@ -77,8 +77,9 @@ class SamplingParams(BaseModel):
     """A schema, an expression or a grammar that the output follows."""
 
     # User code (core/processors.py).
-    logits_processor: tuple[Callable[..., None], ...] | None = None
-    """Called in order with the logits of every row, before all other options (one or several)."""
+    logits_processor: tuple[Callable[..., None] | str, ...] | None = None
+    """Called in order with the logits of every row, before all other options (one or several): callables, or names of
+    ``logits_processors`` of the engine."""
     apply_batched_logits_processor: bool = False
     """The engine's ``batched_logits_processor`` sees this request too, after its own."""
 
@@ -157,8 +158,8 @@ class SamplingParams(BaseModel):
     @classmethod
     def _one_or_many_callables(cls, value: Any) -> Any:
         processors = value if value is None or isinstance(value, list | tuple) else (value,)
-        if processors is not None and not all(callable(one) for one in processors):
-            raise ValueError("give a callable (see LogitsProcessor), or a list of them")
+        if processors is not None and not all(callable(one) or isinstance(one, str) for one in processors):
+            raise ValueError("give a callable (see LogitsProcessor), a name of the engine's own, or a list of them")
         return tuple(processors or ()) or None
 
     @field_validator("guided_decoding", mode="before")

@@ -121,15 +121,16 @@ def _adapters(args: LlmArgs, executor: InprocExecutor) -> AdapterLoading:
 
 
 def _load_adapters(args: LlmArgs, adapters: AdapterLoading, phases: Phases) -> None:
-    """Those of ``lora_dir``. Raises ``ConfigError``."""
-    if args.lora is None or not args.lora.lora_dir:
+    """Those of ``lora_dir`` and ``lora_modules``. Raises ``ConfigError``."""
+    if args.lora is None or not args.lora.at_start:
         return
     with phases.time("load adapters"):
-        for folder in args.lora.lora_dir:
+        for name, folder in args.lora.at_start.items():
             try:
-                adapters.load(Path(folder).name, folder).result()
+                adapters.load(name, folder).result()
             except RequestError as error:
-                raise ConfigError(f"LoraConfig.lora_dir: {error}") from None
+                field = "lora_modules" if name in args.lora.lora_modules else "lora_dir"
+                raise ConfigError(f"LoraConfig.{field}: {error}") from None
 
 
 def _assemble(

@@ -27,10 +27,10 @@ def launch_engine(
     ``heartbeat_limit``: the age in seconds at which the engine's heartbeat will be found too old. ``started``: the
     process, if there is one already. ``meanwhile``: what is to be done while it builds.
     """
-    if args.batched_logits_processor is not None:
+    if callable(args.batched_logits_processor):
         raise ConfigError(
             "batched_logits_processor: the engine gets a process of its own, which a callable cannot reach;"
-            " use LLM(...), whose engine is in the process of its caller"
+            " say where it is imported from (module:object), or use LLM(...), whose engine is in its caller's process"
         )
     clock = SystemClock()
     phases = Phases(clock)

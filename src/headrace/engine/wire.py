@@ -168,10 +168,11 @@ def error_of(fault: Fault) -> HeadraceError:
 
 def _to_wire(value: Any) -> Any:
     if isinstance(value, SamplingParams):
-        if value.logits_processor is not None:
+        if not all(isinstance(one, str) for one in value.logits_processor or ()):
             raise RequestError(
                 "SamplingParams.logits_processor: the engine is in a process of its own, which a callable cannot"
-                " reach; use LLM(...), whose engine is in the process of its caller",
+                " reach; name one that the server was started with (--logits-processor NAME=module:object), or use"
+                " LLM(...), whose engine is in the process of its caller",
                 param="logits_processor",
             )
         for name in ("return_context_logits", "return_generation_logits"):

@@ -21,6 +21,7 @@ from headrace.core.config import BuildCacheConfig, LlmArgs
 from headrace.core.errors import ConfigError
 from headrace.core.phases import Phases
 from headrace.core.plan import BLOCK_TOKENS
+from headrace.core.processors import import_processor
 from headrace.core.speculative import DecodingBaseConfig, SaveHiddenStatesDecodingConfig
 from headrace.executor.base import Capacity
 from headrace.layers.adapters import NO_ADAPTERS, Adapters, NoAdapters
@@ -80,6 +81,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         ConfigError, ModelError, CheckpointError: before memory is taken, where that is possible.
     """
     threads = args.num_threads or usable_cpus()
+    processors = _processors(args)
     with phases.time("build model"):
         device = torch.device("cpu")
         dtype = _dtype(args.dtype, sources[0].config)
@@ -142,7 +144,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         "graph_sizes": list(sizes),
         "lora_modules": list(adapters.modules),
     }
-    sampler = ProcessingSampler(GuidedSampler(sampler, model.vocab_size), args.batched_logits_processor)
+    sampler = ProcessingSampler(GuidedSampler(sampler, model.vocab_size), *processors)
     states = _states(model, ops, groups, max_drafts)
     parts = Poolers(model), states, drafter, _media(model, ops, groups, slots), adapter_rows(adapters), mover
     saver = _saver(args, layers, taps, slots)
@@ -212,6 +214,15 @@ def _refuse_past(args: LlmArgs, model: Model) -> None:
             raise ConfigError(
                 f"{name}: the model is an encoder, which reads a prompt as a whole and keeps nothing; leave {name} out"
             )
+
+
+def _processors(args: LlmArgs) -> tuple[Any, dict[str, Any]]:
+    """Logits processors: the batched one, and those with names. Raises ``ConfigError``."""
+    batched = args.batched_logits_processor
+    if isinstance(batched, str):
+        batched = import_processor("batched_logits_processor", batched)
+    named = {name: import_processor(f"logits_processors.{name}", path) for name, path in args.logits_processors.items()}
+    return batched, named
 
 
 def _facts(model: Model) -> dict[str, Any]:

@@ -98,6 +98,8 @@ class StepRunner:
         counters: Counter[str] = Counter()
         self.saver.end(plan.ended)
         self.slots.choose(plan.appends)
+        for slot in plan.released:
+            self.sampler.release(slot)
         for init in plan.inits:
             self._bind(init)
         self.slots.update_blocks(plan.block_updates)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -37,8 +38,15 @@ class _Row(NamedTuple):
 class ProcessingSampler:
     """Runs processors, then the sampler within. What a processor raises is the matter of its row's request."""
 
-    def __init__(self, inner: Sampler, batched: BatchedLogitsProcessor | None) -> None:
+    def __init__(
+        self,
+        inner: Sampler,
+        batched: BatchedLogitsProcessor | None,
+        named: Mapping[str, Callable[..., None]] = MappingProxyType({}),
+    ) -> None:
+        """``named``: those that requests ask for by name."""
         self._inner = inner
+        self._named = named
         self._batched = batched
         self._asked: dict[int, _Asked] = {}
         """By slot."""
@@ -53,9 +61,20 @@ class ProcessingSampler:
                 " give LLM(batched_logits_processor=...)",
                 param="apply_batched_logits_processor",
             )
-        own = sampling.logits_processor or ()
+        own = tuple(map(self._resolve, sampling.logits_processor or ()))
         if own or sampling.apply_batched_logits_processor:
             self._asked[init.slot] = _Asked(init.seq_id, init.request_id, own, sampling.apply_batched_logits_processor)
+
+    def _resolve(self, processor: Callable[..., None] | str) -> Callable[..., None]:
+        if not isinstance(processor, str):
+            return processor
+        if processor not in self._named:
+            there = ", ".join(self._named) or "none; start with logits_processors={name: 'module:object'}"
+            raise RequestError(
+                f"SamplingParams.logits_processor: there is no processor {processor!r} here; there are: {there}",
+                param="logits_processor",
+            )
+        return self._named[processor]
 
     def release(self, slot: int) -> None:
         self._asked.pop(slot, None)

@@ -25,6 +25,7 @@ class Residents:
         self._capacity = capacity
         self._n_slots = n_slots
         self._free_slots = list(range(n_slots - 1, -1, -1))
+        self._left: list[int] = []
         self._ordered: list[Sequence] = []
 
     def __len__(self) -> int:
@@ -67,8 +68,14 @@ class Residents:
         self._capacity.left(seq)
         self._manager.retire(seq.lease)
         self._free_slots.append(seq.slot)
+        self._left.append(seq.slot)
         seq.slot, seq.lease, seq.computed = -1, None, 0
         seq.state = state
+
+    def take_left(self) -> tuple[int, ...]:
+        """Slots that were left since this was asked last."""
+        left, self._left = tuple(self._left), []
+        return left
 
     def lowest_idle(self, step: int, above: Sequence) -> Sequence | None:
         """The lowest in standing below ``above`` that has no work in ``step`` yet."""

@@ -200,7 +200,7 @@ class Scheduler:
         self._flights.append(step.flight(moves))
         self._next_step += 1
         ended, self._ended = tuple(self._ended), []
-        return step.plan(moves, ended)
+        return step.plan(moves, ended, self._residents.take_left())
 
     # Applying.
 

@@ -74,7 +74,7 @@ class StepDraft:
         if self.short is None or seq.standing < self.short.standing:
             self.short = seq
 
-    def plan(self, moves: MoveBatch, ended: tuple[SeqEnd, ...]) -> StepPlan:
+    def plan(self, moves: MoveBatch, ended: tuple[SeqEnd, ...], released: tuple[int, ...]) -> StepPlan:
         return StepPlan(
             self.step,
             tuple([flying.work for flying in self.works]),
@@ -84,6 +84,7 @@ class StepDraft:
             tuple(self.copies),
             moves.moves,
             ended,
+            released,
         )
 
     def flight(self, moves: MoveBatch) -> Flight:

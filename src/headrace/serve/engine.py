@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from headrace.core.clock import Clock
@@ -108,7 +107,8 @@ class ServedEngine(Protocol):
         ...
 
     async def stats(self) -> list[dict[str, Any]]:
-        """Iteration statistics since the last call. Raises ``EngineDeadError`` or ``TimeoutError``."""
+        """Iteration statistics since the last call; the last entry has the adapters as well, where there can be some.
+        Raises ``EngineDeadError`` or ``TimeoutError``."""
         ...
 
     async def kv_cache_events(self) -> list[dict[str, Any]]:
@@ -138,8 +138,8 @@ class FrontedEngine:
         self._engine = engine
         self._clock = clock
         self._heartbeat_limit = heartbeat_limit
-        folders = () if args.lora is None else args.lora.lora_dir
-        self._first_adapters = tuple(Path(folder).name for folder in folders)
+        self._takes_adapters = args.lora is not None
+        self._first_adapters = () if args.lora is None else tuple(args.lora.at_start)
         self._description = {
             "config": args.model_dump(mode="json") | engine.effective,
             "start_seconds": dict(engine.report.phases),
@@ -212,7 +212,11 @@ class FrontedEngine:
         await asyncio.wrap_future(self._engine.backend.call("unload_adapter", name))
 
     async def stats(self) -> list[dict[str, Any]]:
-        return await self._engine.get_stats_async(_STATS_LIMIT)
+        entries = await self._engine.get_stats_async(_STATS_LIMIT)
+        if self._takes_adapters:
+            asked = asyncio.wrap_future(self._engine.backend.call("adapters"))
+            entries[-1]["adapters"] = await asyncio.wait_for(asked, _STATS_LIMIT)
+        return entries
 
     async def kv_cache_events(self) -> list[dict[str, Any]]:
         answer = asyncio.wrap_future(self._engine.backend.call("kv_cache_events"))

@@ -41,6 +41,7 @@ class Job:
         self.prompts = prompts
         self._params = params
         self._terms = terms
+        self._adapter = None if terms.lora is None else terms.lora.lora_name
         self.outputs: list[RequestOutput] = []
         """One for each prompt, each with ``n`` outputs."""
 
@@ -52,7 +53,7 @@ class Job:
 
     def __enter__(self) -> Self:
         self._serving.jobs.add(self)
-        self._serving.metrics.running.inc()
+        self._serving.metrics.begun(self._adapter)
         try:
             for prompt in self.prompts:
                 self.outputs.append(self._serving.engine.submit(prompt, self._params, self._terms))
@@ -64,7 +65,7 @@ class Job:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._serving.jobs.discard(self)
         metrics = self._serving.metrics
-        metrics.running.dec()
+        metrics.ended(self._adapter)
         for output in self.outputs:
             if output.finished and output.error is None:
                 metrics.finished(output)

@@ -19,6 +19,12 @@ class Metrics:
         self._ended = Counter(
             "headrace_request_success", "Outputs that have ended, by reason.", ["finish_reason"], registry=registry
         )
+        self._adapter_running = Gauge(
+            "headrace_lora_requests_running", "Requests under way, by adapter.", ["lora_name"], registry=registry
+        )
+        self._adapter_ended = Counter(
+            "headrace_lora_requests", "Requests that have ended, however, by adapter.", ["lora_name"], registry=registry
+        )
         self._failed = Counter("headrace_request_failure", "Requests that ended with an error.", registry=registry)
         self._gone = Counter("headrace_client_gone", "Requests whose client hung up.", registry=registry)
         self._prompt = Counter("headrace_prompt_tokens", "Prompt tokens of finished requests.", registry=registry)
@@ -36,6 +42,19 @@ class Metrics:
 
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, buckets=_SECONDS, registry=self._registry)
+
+    def begun(self, adapter: str | None) -> None:
+        """A request is under way; ``adapter``: the name of its own, if it has one."""
+        self.running.inc()
+        if adapter is not None:
+            self._adapter_running.labels(adapter).inc()
+
+    def ended(self, adapter: str | None) -> None:
+        """It no longer is, whatever became of it."""
+        self.running.dec()
+        if adapter is not None:
+            self._adapter_running.labels(adapter).dec()
+            self._adapter_ended.labels(adapter).inc()
 
     def finished(self, output: RequestOutput) -> None:
         """A request has ended by itself."""

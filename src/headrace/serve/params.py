@@ -17,6 +17,7 @@ _SAME = (
     *("frequency_penalty", "no_repeat_ngram_size", "min_tokens"),
     *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"),
     *("truncate_prompt_tokens", "stop_token_ids", "logprobs_mode"),
+    *("logits_processor", "apply_batched_logits_processor"),
 )
 
 

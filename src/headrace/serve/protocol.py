@@ -220,6 +220,9 @@ class Generation(Body):
     guided_choice: Annotated[list[Text], FEW_ITEMS] | None = None
     """The text is one of these."""
     guided_grammar: Text | None = None
+    logits_processor: Text | Annotated[list[Text], FEW_ITEMS] | None = None
+    """Names of processors that the server was started with."""
+    apply_batched_logits_processor: bool = False
     cache_salt: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
     kv_cache_retention_config: Retention | None = None
     """How long the cache keeps what the request computes."""
