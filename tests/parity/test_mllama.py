@@ -119,6 +119,20 @@ def test_text_is_found_again_behind_the_same_picture_only(
         llm.check_integrity()
 
 
+def test_a_step_encodes_the_pictures_of_one_sequence(
+    references: Callable[[str], tuple[PreTrainedModel, Path]],
+) -> None:
+    model, folder = references("mllama")
+    image = model.config.image_token_index
+    given = [([image, 5, 6, 7 + i], [picture(i, 28, 28)]) for i in range(4)] + [([5, 6, 7], []), ([5, 6, 8], [])]
+    with engine(folder) as llm:
+        outputs = generate(llm, given)
+        steps = [one["inflightBatchingStats"]["numContextRequests"] for one in llm.get_stats()[:-1]]
+    assert check(model, given, outputs) < TOLERANCE
+    assert [n for n in steps if n][:4] == [1, 1, 1, 1]
+    assert sum(steps) == len(given)
+
+
 def test_a_prompt_logprob_of_a_picture_is_minus_infinity(
     references: Callable[[str], tuple[PreTrainedModel, Path]],
 ) -> None:

@@ -221,7 +221,8 @@ class Planner:
 
     def _admit(self, step: StepDraft) -> None:
         """Lets in whoever is first in line until rows, slots or memory run out. Nobody passes the first in line, unless
-        it waits for a block that is being computed."""
+        it waits for a block that is being computed. The media of one sequence are encoded in a step: rows do not bound
+        what they cost, and all who decode wait for it."""
         self._waiting.wake(self._manager.take_resolved())
         while step.rows_left and self._residents.n_free_slots and step.short is None:
             seq = self._waiting.peek()
@@ -239,7 +240,7 @@ class Planner:
                 seq.wait_length = hit.length
                 self._waiting.park(hit.awaited)
                 self._counters["prefix_waits"] += 1
-            elif not self._admit_first(step, seq, hit):
+            elif not self._admit_first(step, seq, hit) or step.inits[-1].encodes:
                 return
 
     def _fetch(self, seq: Sequence, hit: Hit) -> None:
