@@ -133,9 +133,9 @@ def _engine_options(
     ] = None,
     enable_chunked_prefill: Annotated[bool | None, _engine(help="Long prompts in pieces (on).")] = None,
     speculative: Annotated[
-        str | None, _engine(help="Draft tokens with: auto, ngram, suffix, draft-model or eagle3.")
+        str | None, _engine(help="Draft tokens with: auto, ngram, suffix, draft-model, eagle3 or mtp.")
     ] = None,
-    draft_model: Annotated[str | None, _engine(help="The model or EAGLE-3 head that drafts.")] = None,
+    draft_model: Annotated[str | None, _engine(help="The model or head that drafts.")] = None,
     draft_len: Annotated[int | None, _engine(help="Most draft tokens a step (4).")] = None,
     build_cache: Annotated[
         bool | None, _engine("--build-cache", help="Keep packed weights on disk for the next start.")
@@ -174,7 +174,10 @@ def _engine_options(
     return gather(config, arguments, settings or ())
 
 
-_DRAFTING = {"auto": "AUTO", "ngram": "NGram", "suffix": "SA", "draft-model": "Draft_Target", "eagle3": "Eagle"}
+_DRAFTING = {
+    **{"auto": "AUTO", "ngram": "NGram", "suffix": "SA", "draft-model": "Draft_Target"},
+    **{"eagle3": "Eagle", "mtp": "MTP"},
+}
 _BY_MODEL = ("draft-model", "eagle3")
 
 
@@ -187,10 +190,11 @@ def _drafting(speculative: str | None, draft_model: str | None, draft_len: int |
         return {}
     if speculative not in _DRAFTING:
         raise ConfigError(f"--speculative {speculative}: there are {', '.join(_DRAFTING)}")
-    if speculative != "auto" and (speculative in _BY_MODEL) != (draft_model is not None):
+    needs = speculative in _BY_MODEL
+    if speculative not in ("auto", "mtp") and needs != (draft_model is not None):
         raise ConfigError(
             "--draft-model PATH names what drafts: it goes with --speculative draft-model or eagle3, which need it, and"
-            " with auto"
+            " with auto and mtp; without it, mtp is the model's own layer"
         )
     config: dict[str, Any] = {
         "decoding_type": _DRAFTING[speculative],

@@ -157,11 +157,18 @@ FEATURES: tuple[Feature, ...] = (
         excludes=_one_proposer("ngram", "suffix", "draft_model"),
     ),
     Feature(
+        "mtp",
+        "MTP speculation, one model",
+        "speculative_config=MTPDecodingConfig(max_draft_len)",
+        "mtp_tokens",
+        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3"),
+    ),
+    Feature(
         "user_drafter",
         "Drafts of the user's function",
         "speculative_config=UserProvidedDecodingConfig(max_draft_len, drafter)",
         "drafts_proposed",
-        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3"),
+        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "mtp"),
     ),
     Feature(
         "save_states",

@@ -110,6 +110,37 @@ class EagleDecodingConfig(DecodingBaseConfig):
 Eagle3DecodingConfig = EagleDecodingConfig
 
 
+class MTPDecodingConfig(DecodingBaseConfig):
+    """Drafts by MTP layers: those that the model's own checkpoint carries, or one of another folder."""
+
+    decoding_type: Literal["MTP"] = "MTP"
+    max_draft_len: Annotated[int, Field(ge=1, le=64)] = 1
+    num_nextn_predict_layers: Annotated[int, Field(ge=1, le=64)] | None = None
+    """The older name of ``max_draft_len``."""
+    speculative_model: str | None = None
+    """Folder, built-in name or hub id of what has the layer; None: the model's own checkpoint."""
+    use_mtp_vanilla: bool = False
+    """A layer for each draft, each with a cache of its own; where the checkpoint has fewer, they take turns. Else one
+    layer makes all drafts, from its own states."""
+    mtp_eagle_one_model: Literal[True] = True
+    """The layer runs in the model's own worker, and its keys and values lie in the same cache."""
+    use_relaxed_acceptance_for_thinking: Literal[False] = False
+    """Drafts are kept only where they are what would have been drawn."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_name(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("num_nextn_predict_layers") is None:
+            return given
+        number = given["num_nextn_predict_layers"]
+        if given.get("max_draft_len", number) != number:
+            raise ValueError(
+                f"num_nextn_predict_layers={number} is the older name of max_draft_len={given['max_draft_len']};"
+                " give one of them"
+            )
+        return given | {"max_draft_len": number}
+
+
 class UserProvidedDecodingConfig(DecodingBaseConfig):
     """Drafts by a function of yours. What it raises is the error of the request that it was asked about."""
 
@@ -172,6 +203,7 @@ SpeculativeConfig = Annotated[
     | Annotated[SADecodingConfig, Tag("SA")]
     | Annotated[DraftTargetDecodingConfig, Tag("Draft_Target")]
     | Annotated[EagleDecodingConfig, Tag("Eagle")]
+    | Annotated[MTPDecodingConfig, Tag("MTP")]
     | Annotated[UserProvidedDecodingConfig, Tag("User_Provided")]
     | Annotated[SaveHiddenStatesDecodingConfig, Tag("SaveState")]
     | Annotated[AutoDecodingConfig, Tag("AUTO")],

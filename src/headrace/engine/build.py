@@ -21,6 +21,7 @@ from headrace.core.speculative import (
     DecodingBaseConfig,
     DraftTargetDecodingConfig,
     EagleDecodingConfig,
+    MTPDecodingConfig,
     NGramDecodingConfig,
     SADecodingConfig,
     SaveHiddenStatesDecodingConfig,
@@ -258,7 +259,7 @@ def _proposer(config: DecodingBaseConfig | None, vocab_size: int) -> Proposer:
             return SuffixProposer(config.max_draft_len, config.min_matching_length)
         case UserProvidedDecodingConfig():
             return UserProposer(config.drafter, config.max_draft_len, vocab_size)
-        case DraftTargetDecodingConfig() | EagleDecodingConfig():
+        case DraftTargetDecodingConfig() | EagleDecodingConfig() | MTPDecodingConfig():
             # Where an output depends on its drafts, their number must not depend on what is in flight.
             return WorkerProposer(config.max_draft_len, needs_tokens=config.changes_outputs)
     raise ConfigError(f"speculative_config is a {type(config).__name__}, which nothing drafts for")
@@ -293,13 +294,15 @@ def _open(path: Path, load_format: str) -> tuple[Checkpoint | None, dict[str, An
 
 
 def _open_draft(args: LlmArgs) -> list[ModelSource]:
-    """What drafts, if that is a model or a head."""
+    """What drafts, if that is a model or a head with files of its own."""
     config = args.speculative_config
-    if not isinstance(config, DraftTargetDecodingConfig | EagleDecodingConfig):
+    if not isinstance(config, DraftTargetDecodingConfig | EagleDecodingConfig | MTPDecodingConfig):
+        return []
+    if config.speculative_model is None:
         return []
     path = resolve_model(config.speculative_model, revision=None, on_note=log.warning).path
     # A head belongs to real weights: what random ones would make of each other says nothing.
-    checkpoint, fields, _ = _open(path, "auto" if isinstance(config, EagleDecodingConfig) else args.load_format)
+    checkpoint, fields, _ = _open(path, args.load_format if isinstance(config, DraftTargetDecodingConfig) else "auto")
     return [ModelSource(fields, checkpoint)]
 
 

@@ -14,6 +14,7 @@ from headrace.core.reasoning import KNOWN_MARKS, PARSERS, Marks, Reasoning
 from headrace.core.speculative import (
     DraftTargetDecodingConfig,
     EagleDecodingConfig,
+    MTPDecodingConfig,
     NGramDecodingConfig,
     SADecodingConfig,
     SaveHiddenStatesDecodingConfig,
@@ -106,6 +107,7 @@ def _active_features(args: LlmArgs) -> Iterable[str]:
         "draft_model": isinstance(drafts, DraftTargetDecodingConfig),
         "eagle3": isinstance(drafts, EagleDecodingConfig),
         "save_states": saves,
+        "mtp": isinstance(drafts, MTPDecodingConfig),
         "user_drafter": isinstance(drafts, UserProvidedDecodingConfig),
     }
     return (name for name, on in switches.items() if on)

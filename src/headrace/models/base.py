@@ -153,11 +153,16 @@ class Decoder(Layer):
         # (some exporters write one) is not used by anybody.
         self._ignored = ("rotary_emb.inv_freq", "lm_head.weight") if tied else ("rotary_emb.inv_freq",)
         self._ignored_below: tuple[str, ...] = ()
+        self._below: tuple[str, ...] = ("",)
         self._pooling: PoolingSpec | None = None
 
     def ignore_below(self, *prefixes: str) -> None:
         """Tensors whose names begin so may be in a checkpoint, and are not used."""
         self._ignored_below += prefixes
+
+    def look_below(self, *prefixes: str) -> None:
+        """Only tensors whose names begin so belong to this model; others in a checkpoint are another's."""
+        self._below = prefixes
 
     def end_with(self, score: Layer, pooling: PoolingSpec) -> Self:
         """Puts a head for pooled rows, [R, hidden] -> [R, pooling.width] fp32, in the place of the one over the
@@ -188,7 +193,7 @@ class Decoder(Layer):
 
     def load(self, checkpoint: Checkpoint, progress: Progress = no_progress, threads: int = 1) -> None:
         parameters: list[Parameter] = list(self.parameters())
-        plan = plan_loading(parameters, checkpoint, self._ignored, self._ignored_below)
+        plan = plan_loading(parameters, checkpoint, self._ignored, self._ignored_below, self._below)
         fill_parameters(plan, parameters, checkpoint, progress, threads)
 
     def memory(self) -> list[torch.Tensor]:

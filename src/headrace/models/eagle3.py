@@ -9,12 +9,13 @@ import torch
 
 from headrace.core.errors import CheckpointError, ConfigError, ModelError
 from headrace.layers.attention import AttentionShape, SelfAttention
-from headrace.layers.base import BuildContext, Layer, Source, Weight
+from headrace.layers.base import BuildContext, Layer
 from headrace.layers.embedding import Embedding, LMHead
 from headrace.layers.linear import Linear
 from headrace.layers.mlp import GatedMLP
 from headrace.layers.norm import NoHeadNorm, RMSNorm
 from headrace.layers.rope import Rope
+from headrace.layers.two_inputs import TwoInputs
 from headrace.ops.batch import Batch
 from headrace.weights.checkpoint import Checkpoint, expect
 
@@ -68,33 +69,6 @@ def tapped_layers(
             " name them with eagle3_layers_to_capture"
         )
     return [1, n_layers // 2 - 1, n_layers - 4]
-
-
-class TwoInputs(Layer):
-    """W [e | x]ᵀ, where e and x come apart: the two halves of the checkpoint's columns are a weight each."""
-
-    def __init__(self, ctx: BuildContext, names: Sequence[str], n_in: int, n_outs: Sequence[int]) -> None:
-        def half(first: int) -> Weight:
-            sources, row = [], 0
-            for name, n_out in zip(names, n_outs, strict=True):
-                columns = slice(first, first + n_in)
-                sources.append(
-                    Source(
-                        f"{name}.weight", (n_out, 2 * n_in), row, row + n_out,
-                        turn=lambda rows, columns=columns: rows[:, columns],
-                    )
-                )  # fmt: skip
-                row += n_out
-            return Weight(ctx, (row, n_in), tuple(sources))
-
-        self.of_embedding, self.of_state = half(0), half(n_in)
-        self._add = ctx.ops.add
-
-    def __call__(self, both: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """[T, n_in] twice -> [T, sum of n_outs]."""
-        e, x = both
-        mine = self.of_embedding.ops.apply(e, self.of_embedding.data, None)
-        return self._add(mine, self.of_state.ops.apply(x, self.of_state.data, None))
 
 
 class MidLayer(Layer):

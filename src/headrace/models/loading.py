@@ -35,12 +35,17 @@ def tensor_shapes(parameters: Iterable[Parameter]) -> dict[str, tuple[int, ...]]
 
 
 def plan_loading(
-    parameters: Sequence[Parameter], checkpoint: Checkpoint, ignored: Sequence[str], ignored_below: Sequence[str] = ()
+    parameters: Sequence[Parameter],
+    checkpoint: Checkpoint,
+    ignored: Sequence[str],
+    ignored_below: Sequence[str] = (),
+    below: Sequence[str] = ("",),
 ) -> Plan:
     """What fills what, in the order in which the files are read once.
 
     Args:
         ignored, ignored_below: ends and beginnings of names that no layer asks for and that may be there all the same.
+        below: beginnings of the names that belong to these parameters; what else is there is another's.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, or of another shape or kind.
@@ -56,7 +61,7 @@ def plan_loading(
                 f"{checkpoint.file_of(name)}: tensor {name!r} is stored as {checkpoint.dtype(name)}, not as plain"
                 " floats; a quantised checkpoint of this kind is not supported"
             )
-    names = checkpoint.names()
+    names = [name for name in checkpoint.names() if name.startswith(tuple(below))]
     spare = (name for name in names if not name.endswith(tuple(ignored)) and not name.startswith(tuple(ignored_below)))
     left = [name for name in spare if name not in wanted]
     if left:

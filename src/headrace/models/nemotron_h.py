@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from headrace.ops.recurrent import RecurrentShape
 from .base import Decoder
 from .config import Fields
 from .grouped_choice import GroupedDefaults, read_grouped_choice
+from .mtp_layer import MtpLayer, MtpNames
 
 _MAMBA, _ATTENTION, _MLP, _MOE = "linear_attention", "full_attention", "mlp", "moe"
 _LETTERS = {"M": _MAMBA, "*": _ATTENTION, "-": _MLP, "E": _MOE}
@@ -42,26 +43,13 @@ class NemotronHForCausalLM(Decoder):
 
     def __init__(self, config: Mapping[str, Any], ctx: BuildContext) -> None:
         fields = Fields(config, "NemotronHForCausalLM")
-        fields.refuse("quantization_config", "only plain float weights are read here")
-        fields.refuse("sliding_window", "attention is full in Nemotron-H")
-        fields.refuse("residual_in_fp32", "the residual stream has the dtype of the activations")
-        fields.refuse("mamba_proj_bias", "the reference has one switch for these biases, use_bias")
-        fields.choice("mlp_hidden_act", ("relu2",), "relu2")
-        fields.choice("mamba_hidden_act", ("silu",), "silu")
-        fields.refuse("tie_word_embeddings", "the head has a table of its own in Nemotron-H")
+        size, eps, block = _read(fields, ctx)
         super().__init__(fields.integer("vocab_size"), fields.integer("max_position_embeddings"), tied=False)
-        size, eps = fields.integer("hidden_size"), fields.number("layer_norm_epsilon", 1e-5)
-        make = _mixers(fields, ctx, size, eps)
         self.embed = Embedding(ctx, "backbone.embeddings", self.vocab_size, size)
-        self.layers = tuple(
-            (Branch if kind in (_MLP, _MOE) else AttentionBranch)(
-                ctx, f"backbone.layers.{i}.norm", size, eps, make(kind, f"backbone.layers.{i}.mixer")
-            )
-            for i, kind in enumerate(_kinds(fields))
-        )
+        self.layers = tuple(block(kind, f"backbone.layers.{i}") for i, kind in enumerate(_kinds(fields)))
         self.norm = RMSNorm(ctx, "backbone.norm_f", size, eps)
         self.head = LMHead(ctx, "lm_head", self.vocab_size, size)
-        # Layers that predict further tokens; generation does not use them.
+        # Layers that predict further tokens: `mtp_layers`.
         self.ignore_below("mtp.")
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -69,6 +57,57 @@ class NemotronHForCausalLM(Decoder):
         for layer in self.layers:
             x = layer(x, None, batch)
         return self.norm(x)
+
+    @classmethod
+    def mtp_layers(cls, config: Mapping[str, Any], ctx: BuildContext) -> list[MtpLayer]:
+        """Each is a pattern of blocks: the names of what stands before them are those of its first, of what stands
+        behind them those of its last."""
+        fields = Fields(config, "NemotronHForCausalLM")
+        size, eps, block = _read(fields, ctx)
+        kinds = _further_kinds(fields)
+
+        def layer(first: int) -> MtpLayer:
+            blocks = [f"mtp.layers.{first + i}" for i in range(len(kinds))]
+            before = tuple(f"{blocks[0]}.{part}" for part in ("enorm", "hnorm", "eh_proj"))
+            names = MtpNames(*before, f"{blocks[-1]}.final_layernorm", below=tuple(f"{name}." for name in blocks))
+            parts = tuple(block(kind, name) for kind, name in zip(kinds, blocks, strict=True))
+            return MtpLayer(ctx, names, size, eps, parts, rope=None)
+
+        n_further = fields.integer("num_nextn_predict_layers", 1, at_least=0)
+        return [layer(i * len(kinds)) for i in range(n_further)]
+
+
+def _read(fields: Fields, ctx: BuildContext) -> tuple[int, float, Callable[[str, str], Layer]]:
+    """Hidden size, epsilon of norms, and what makes a block from (kind, name)."""
+    fields.refuse("quantization_config", "only plain float weights are read here")
+    fields.refuse("sliding_window", "attention is full in Nemotron-H")
+    fields.refuse("residual_in_fp32", "the residual stream has the dtype of the activations")
+    fields.refuse("mamba_proj_bias", "the reference has one switch for these biases, use_bias")
+    fields.choice("mlp_hidden_act", ("relu2",), "relu2")
+    fields.choice("mamba_hidden_act", ("silu",), "silu")
+    fields.refuse("tie_word_embeddings", "the head has a table of its own in Nemotron-H")
+    size, eps = fields.integer("hidden_size"), fields.number("layer_norm_epsilon", 1e-5)
+    make = _mixers(fields, ctx, size, eps)
+
+    def block(kind: str, name: str) -> Layer:
+        branch = Branch if kind in (_MLP, _MOE) else AttentionBranch
+        return branch(ctx, f"{name}.norm", size, eps, make(kind, f"{name}.mixer"))
+
+    return size, eps, block
+
+
+def _further_kinds(fields: Fields) -> list[str]:
+    """The blocks of one MTP layer: ``mtp_layers_block_type``, or a letter each in ``mtp_hybrid_override_pattern``."""
+    given = fields.raw("mtp_layers_block_type", None)
+    if given is None:
+        given = [_LETTERS.get(letter, letter) for letter in fields.raw("mtp_hybrid_override_pattern", "*E")]
+    kinds = [_OLDER.get(kind, kind) for kind in given]
+    if not kinds or not set(kinds) <= {_ATTENTION, _MOE}:
+        raise ModelError(
+            f"{fields.where}: the blocks of an MTP layer are {_ATTENTION} (*) and {_MOE} (E) in"
+            f" mtp_layers_block_type or mtp_hybrid_override_pattern, got {given}"
+        )
+    return kinds
 
 
 def _kinds(fields: Fields) -> list[str]:

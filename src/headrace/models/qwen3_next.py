@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,12 @@ from headrace.layers.moe import (
     separate_experts,
 )
 from headrace.layers.norm import HeadNorm, RMSNorm
+from headrace.layers.rope import Rope, RopeSpec
 from headrace.ops.moe import ExpertsShape
 from headrace.ops.recurrent import RecurrentShape
 
-from .config import FULL, LINEAR, Fields, read_decoder, read_experts, read_layer_types
+from .config import FULL, LINEAR, DecoderConfig, Fields, read_decoder, read_experts, read_layer_types
+from .mtp_layer import MtpLayer, MtpNames
 from .qwen3_moe import sparse_layers
 from .rope_config import read_rope
 from .stacked import StackedDecoder
@@ -34,27 +36,50 @@ _Norm = partial(RMSNorm, plus_one=True)
 
 class Qwen3NextForCausalLM(StackedDecoder):
     """Three gated delta nets to one layer of gated attention, each followed by experts, one of them shared. Norms are
-    of the 1 + w kind, but for the one inside the delta nets. The layers for multi-token prediction are left out."""
+    of the 1 + w kind, but for the one inside the delta nets."""
 
     def __init__(self, config: Mapping[str, Any], ctx: BuildContext) -> None:
         fields = Fields(config, "Qwen3NextForCausalLM")
-        fields.choice("hidden_act", ("silu",), "silu")
-        c = read_decoder(fields, head_dim=256, tied=False)
-        rope = read_rope(fields, head_dim=c.head_dim, max_positions=c.max_positions, partial=0.25)
+        c, rope = _read(fields)
         interval = fields.integer("full_attention_interval", 4)
         pattern = [LINEAR if (i + 1) % interval else FULL for i in range(c.n_layers)]
         kinds = read_layer_types(fields, c.n_layers, pattern, (FULL, LINEAR))
-        sparse = sparse_layers(fields, c.n_layers)
-        mixer, mlp = _mixers(fields, ctx, c), _mlps(fields, ctx, c)
-
-        def block(name: str, index: int) -> PreNormBlock:
-            attention = mixer(name, kinds[index])
-            return PreNormBlock(
-                ctx, name, c.hidden_size, c.eps, attention, mlp(f"{name}.mlp", sparse[index]), norm=_Norm
-            )
-
-        super().__init__(ctx, c, rope, block, norm=_Norm)
+        sparse, block = sparse_layers(fields, c.n_layers), _blocks(fields, ctx, c)
+        super().__init__(ctx, c, rope, lambda name, index: block(name, kinds[index], sparse[index]), norm=_Norm)
         self.ignore_below("mtp.")
+
+    @classmethod
+    def mtp_layers(cls, config: Mapping[str, Any], ctx: BuildContext) -> list[MtpLayer]:
+        """Layers of full attention and experts. What stands around them is one and the same for all."""
+        fields = Fields(config, "Qwen3NextForCausalLM")
+        c, rope = _read(fields)
+        block, parts = _blocks(fields, ctx, c), ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "fc", "norm")
+
+        def layer(name: str) -> MtpLayer:
+            around = tuple(f"mtp.{part}" for part in parts)
+            names = MtpNames(*around, below=(f"{name}.", *(f"{one}." for one in around)))
+            turns, size = Rope(ctx, rope, c.head_dim), c.hidden_size
+            return MtpLayer(ctx, names, size, c.eps, (block(name, FULL, True),), rope=turns, norm=_Norm)
+
+        return [layer(f"mtp.layers.{i}") for i in range(fields.integer("num_nextn_predict_layers", 1, at_least=0))]
+
+
+def _read(fields: Fields) -> tuple[DecoderConfig, RopeSpec]:
+    fields.choice("hidden_act", ("silu",), "silu")
+    c = read_decoder(fields, head_dim=256, tied=False)
+    return c, read_rope(fields, head_dim=c.head_dim, max_positions=c.max_positions, partial=0.25)
+
+
+def _blocks(fields: Fields, ctx: BuildContext, c: DecoderConfig) -> Callable[[str, str, bool], PreNormBlock]:
+    """(name of the layer, kind of its mixer, whether it has experts) -> the layer."""
+    mixer, mlp = _mixers(fields, ctx, c), _mlps(fields, ctx, c)
+
+    def block(name: str, kind: str, is_sparse: bool) -> PreNormBlock:
+        return PreNormBlock(
+            ctx, name, c.hidden_size, c.eps, mixer(name, kind), mlp(f"{name}.mlp", is_sparse), norm=_Norm
+        )
+
+    return block
 
 
 def _mixers(fields: Fields, ctx: BuildContext, c: Any) -> Any:

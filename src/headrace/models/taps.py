@@ -12,7 +12,7 @@ from headrace.layers.base import Layer
 
 
 class Tap(Layer):
-    """A layer whose last output can be looked at: the residual stream after it, before any further norm."""
+    """A layer whose last output can be looked at. Of a block that is the residual stream, before any further norm."""
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
@@ -67,6 +67,15 @@ def tap_layers(model: Any, outputs: Sequence[int], where: str, *, last: bool = F
         model.norm = Tap(model.norm)
         chosen.append(model.norm)
     return Taps(chosen)
+
+
+def tap_norm(model: Any) -> Taps:
+    """Makes the states behind the final norm visible: what the model's head reads. Once a model."""
+    norm = getattr(model, "norm", None)
+    if not isinstance(norm, Layer):
+        raise ConfigError(f"{type(model).__name__} has no final norm behind which a draft head could read")
+    model.norm = Tap(norm)
+    return Taps((model.norm,))
 
 
 def _layers(model: Any) -> tuple[Layer, ...]:

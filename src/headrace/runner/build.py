@@ -100,7 +100,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         _refuse_past(args, model)
         windows = args.kv_cache_config.max_attention_window
         narrowed = () if windows is None else narrow(model.cached_layers(), windows, max_seq_len)
-        drafting = drafting_by(args.speculative_config, sources[1:], ctx, algorithm, model, max_seq_len)
+        drafting = drafting_by(args.speculative_config, sources, ctx, algorithm, model, max_seq_len)
         models = [model, *drafting.models]
         layers, taps = _captured(args, model)
         groups = group_layers([spec for one in models for spec in one.cache_specs()])
@@ -111,8 +111,11 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         adapter_bytes = adapters.nbytes(dtype.itemsize)
         layout, tiers, memory = _plan_memory(args, n_bytes, groups, max_seq_len, slots.nbytes, adapter_bytes)
     with phases.time("load weights"):
-        for one, source in zip(models, sources, strict=True):
+        for one, source in zip(models, [sources[0], *drafting.sources], strict=True):
             _load(one, source.checkpoint or _dummy(source.config, one, dtype), threads, cache)
+        for source in sources:
+            if source.checkpoint is not None:
+                source.checkpoint.close()
     with phases.time("lay out cache"):
         views = arena_views(layout, groups, kv_dtype)
         mover = _mover(args, layout, tiers, groups, views, kv_dtype)
@@ -463,4 +466,3 @@ def _load(model: Model, checkpoint: Checkpoint, threads: int, cache: WeightCache
             model.load(checkpoint, lambda done, total: bar.update(done - bar.n), threads)
 
     cache.fill(model, checkpoint, load, threads)
-    checkpoint.close()

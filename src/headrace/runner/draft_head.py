@@ -38,10 +38,11 @@ class HeadDrafter:
     """See ``drafter.Drafter``.
 
     Args:
-        head: an ``Eagle3Head``, or what looks like it.
+        head: an ``Eagle3Head`` or an ``MtpHead``.
         taps: of the target.
         sampler: its own, over the target's vocabulary; that of the target holds the same options.
         groups: those of the whole cache, in the order of the block tables.
+        counter: of the tokens that it drafts.
         graphs: of rows that read the target's states, and of rows that read the head's own.
     """
 
@@ -56,10 +57,12 @@ class HeadDrafter:
         slots: SlotTable,
         graphs: tuple[Graphs, Graphs],
         device: torch.device,
+        counter: str,
     ) -> None:
         self._head, self._taps, self._sampler, self._ops = head, taps, sampler, ops
         self._groups, self._slots, self._device = groups, slots, device
         self._first, self._further = graphs
+        self._counter = counter
         self._ready = np.zeros(slots.n_slots, bool)
         """The head has read all but the newest token of the slot."""
         self._next_logits = torch.zeros(slots.n_slots, head.vocab_size, device=device)
@@ -124,7 +127,7 @@ class HeadDrafter:
                 logits, states = self._run(
                     self._further, mine, starts, each, states[torch.from_numpy(good)], np.arange(len(mine))
                 )
-        counters["draft_head_tokens"] += sum(map(len, made))
+        counters[self._counter] += sum(map(len, made))
         return [tuple(mine) if n else work.draft_tokens for work, n, mine in zip(works, wanted, made, strict=True)]
 
     def _run(

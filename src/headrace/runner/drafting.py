@@ -10,15 +10,21 @@ import torch
 
 from headrace.cache.groups import CacheGroup
 from headrace.core.errors import ConfigError
-from headrace.core.speculative import DecodingBaseConfig, EagleDecodingConfig
+from headrace.core.speculative import (
+    DecodingBaseConfig,
+    DraftTargetDecodingConfig,
+    EagleDecodingConfig,
+    MTPDecodingConfig,
+)
 from headrace.layers.base import BuildContext
 from headrace.models.base import Decoder, Model
 from headrace.models.eagle3 import ARCHITECTURES, Eagle3Head, is_head, tapped_layers
+from headrace.models.mtp import MtpHead, mtp_heads
 from headrace.models.registry import build_model
-from headrace.models.taps import NO_TAPS, Taps, n_layers, tap_layers
+from headrace.models.taps import NO_TAPS, Taps, n_layers, tap_layers, tap_norm
 from headrace.ops.table import Ops
 from headrace.quant.formats import INT8
-from headrace.quant.schemes import NO_SCHEME, AtLoad
+from headrace.quant.schemes import NO_SCHEME, AtLoad, Scheme
 from headrace.sampling import Sampler
 from headrace.weights.checkpoint import Checkpoint
 
@@ -57,6 +63,8 @@ class Drafting(Protocol):
 
     models: tuple[Model, ...]
     """Whose weights are to be loaded and whose layers have a cache."""
+    sources: tuple[ModelSource, ...]
+    """What each of them is loaded from."""
     taps: Taps
     """Of the target."""
 
@@ -65,6 +73,7 @@ class Drafting(Protocol):
 
 class _ByTheHost:
     models: tuple[Model, ...] = ()
+    sources: tuple[ModelSource, ...] = ()
     taps = NO_TAPS
 
     def build(self, parts: Parts) -> Drafter:
@@ -79,6 +88,7 @@ class _ByModel:
         draft = build_model(source.config, replace(ctx, scheme=scheme))
         check_draft_model(draft, target, max_seq_len)
         self.models: tuple[Model, ...] = (draft,)
+        self.sources = (source,)
 
     def build(self, parts: Parts) -> Drafter:
         (draft,) = self.models
@@ -87,34 +97,64 @@ class _ByModel:
 
 
 class _ByHead:
-    def __init__(self, source: ModelSource, ctx: BuildContext, config: EagleDecodingConfig, target: Model) -> None:
-        checkpoint = source.checkpoint
-        if checkpoint is None or not is_head(source.config):
-            raise ConfigError(
-                f"EagleDecodingConfig.speculative_model is a {source.config.get('architectures')}; an EAGLE-3 head is"
-                f" one of {', '.join(ARCHITECTURES)}. A whole model drafts with DraftTargetDecodingConfig."
-            )
-        if not isinstance(target, Decoder) or target.score is not None:
-            raise ConfigError(f"EagleDecodingConfig: {type(target).__name__} gives no tokens to draft")
-        layers = tapped_layers(
-            source.config, n_layers(target), config.eagle3_layers_to_capture, config.eagle3_layer_ids
-        )
-        sizes = (target.head.weight.shape[1], target.vocab_size, len(layers))
-        # Calls, not layers: what belongs to the target is not the head's to load.
-        tables = (target.embed.__call__, target.head.__call__)
-        # No output depends on it, and a draft costs what reading its weights costs: 8 bits, but where all is exact.
-        scheme = NO_SCHEME if ctx.dtype is torch.float32 else AtLoad(INT8, ctx.ops.round_blocks)
-        self.head = Eagle3Head(source.config, replace(ctx, scheme=scheme), checkpoint, *tables, sizes)
-        self.models: tuple[Model, ...] = (self.head,)
-        self.taps = tap_layers(target, layers, "EagleDecodingConfig.eagle3_layers_to_capture, or the head's own ids")
-        self._vocab_size = target.vocab_size
+    """One head, which goes on from its own states. ``counter``: of the tokens that it drafts."""
+
+    def __init__(
+        self, head: Eagle3Head | MtpHead, source: ModelSource, taps: Taps, vocab_size: int, counter: str
+    ) -> None:
+        self._head, self._vocab_size, self._counter = head, vocab_size, counter
+        self.models: tuple[Model, ...] = (head,)
+        self.sources = (source,)
+        self.taps = taps
 
     def build(self, parts: Parts) -> Drafter:
-        graphs = (parts.make_graphs(self.head, self.head.taps), parts.make_graphs(self.head, self.head.taps))
+        head = self._head
+        graphs = (parts.make_graphs(head, head.taps), parts.make_graphs(head, head.taps))
         return HeadDrafter(
-            self.head, self.taps, parts.make_sampler(), self._vocab_size, parts.ops, parts.groups, parts.slots, graphs,
-            parts.device,
+            head, self.taps, parts.make_sampler(), self._vocab_size, parts.ops, parts.groups, parts.slots, graphs,
+            parts.device, self._counter,
         )  # fmt: skip
+
+
+def _by_eagle3(source: ModelSource, ctx: BuildContext, config: EagleDecodingConfig, target: Model) -> Drafting:
+    checkpoint = source.checkpoint
+    if checkpoint is None or not is_head(source.config):
+        raise ConfigError(
+            f"EagleDecodingConfig.speculative_model is a {source.config.get('architectures')}; an EAGLE-3 head is"
+            f" one of {', '.join(ARCHITECTURES)}. A whole model drafts with DraftTargetDecodingConfig."
+        )
+    target = _generating(target, "EagleDecodingConfig")
+    layers = tapped_layers(source.config, n_layers(target), config.eagle3_layers_to_capture, config.eagle3_layer_ids)
+    sizes = (target.head.weight.shape[1], target.vocab_size, len(layers))
+    # Calls, not layers: what belongs to the target is not the head's to load.
+    tables = (target.embed.__call__, target.head.__call__)  # type: ignore[attr-defined]
+    head = Eagle3Head(source.config, replace(ctx, scheme=_of_heads(ctx)), checkpoint, *tables, sizes)
+    taps = tap_layers(target, layers, "EagleDecodingConfig.eagle3_layers_to_capture, or the head's own ids")
+    return _ByHead(head, source, taps, target.vocab_size, "draft_head_tokens")
+
+
+def _by_mtp(
+    sources: Sequence[ModelSource], ctx: BuildContext, algorithm: str | None, config: MTPDecodingConfig, target: Model
+) -> Drafting:
+    target = _generating(target, "MTPDecodingConfig")
+    source = sources[-1]
+    # Its own layer is kept as the model is; one of another folder as any draft head.
+    own = config.speculative_model is None
+    scheme = scheme_for(algorithm, source.checkpoint, ctx.ops.round_blocks) if own else _of_heads(ctx)
+    where = "the model's checkpoint" if own else f"speculative_model={config.speculative_model!r}"
+    heads = mtp_heads(source.config, replace(ctx, scheme=scheme), source.checkpoint, target, where)
+    return _ByHead(heads[0], source, tap_norm(target), target.vocab_size, "mtp_tokens")
+
+
+def _generating(target: Model, config: str) -> Decoder:
+    if not isinstance(target, Decoder) or target.score is not None:
+        raise ConfigError(f"{config}: {type(target).__name__} gives no tokens to draft")
+    return target
+
+
+def _of_heads(ctx: BuildContext) -> Scheme:
+    """No output depends on a head, and a draft costs what reading its weights costs: 8 bits, but where all is exact."""
+    return NO_SCHEME if ctx.dtype is torch.float32 else AtLoad(INT8, ctx.ops.round_blocks)
 
 
 def drafting_by(
@@ -125,13 +165,15 @@ def drafting_by(
     target: Model,
     max_seq_len: int,
 ) -> Drafting:
-    """``sources``: of what drafts, if that is a model; ``algorithm``: how weights are kept.
+    """``sources``: of the target, and of what drafts if that has files of its own; ``algorithm``: how weights are kept.
 
     Raises ``ConfigError`` or ``ModelError`` for a model that cannot draft for the target.
     """
-    if not sources:
-        return _ByTheHost()
-    (source,) = sources
-    if isinstance(config, EagleDecodingConfig):
-        return _ByHead(source, ctx, config, target)
-    return _ByModel(source, ctx, algorithm, target, max_seq_len)
+    match config:
+        case EagleDecodingConfig():
+            return _by_eagle3(sources[-1], ctx, config, target)
+        case MTPDecodingConfig():
+            return _by_mtp(sources, ctx, algorithm, config, target)
+        case DraftTargetDecodingConfig():
+            return _ByModel(sources[-1], ctx, algorithm, target, max_seq_len)
+    return _ByTheHost()

@@ -1,0 +1,158 @@
+"""MTP layers in the engine: every draft's logits against transformers' blocks in a plain loop, on every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from headrace import LLM, ConfigError, KvCacheConfig, MTPDecodingConfig, SamplingParams
+from headrace.eval import tiny
+from headrace.runner.draft_head import HeadDrafter
+from mtp_layers import MtpLayer, add_layers, make_layer, make_llama_layer, write_layer
+
+PROMPTS = [[5 + i, 6, 7, 8 + i] * (3 + 5 * i) for i in range(5)]
+OWN = ("deepseek-v3", "qwen3-next", "nemotron-h-experts")
+"""Families whose checkpoints carry a layer."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any, MtpLayer]]:
+    """Variant -> a folder with an MTP layer (its own, or of Llama's kind in ``mtp``), the reference model and layer."""
+
+    @cache
+    def make(variant: str) -> tuple[Path, Any, MtpLayer]:
+        folder = tmp_path_factory.mktemp(variant)
+        with torch.no_grad():
+            model = tiny.make(variant)
+            tiny.save(model, folder)
+            if variant in OWN:
+                layer = make_layer(model, variant)
+                add_layers(folder, [layer])
+            else:
+                layer = make_llama_layer(model.config.hidden_size, model.config.vocab_size)
+                write_layer(folder / "mtp", folder, layer)
+        return folder, model, layer
+
+    return make
+
+
+def run(folder: Path, config: MTPDecodingConfig | None, **args: Any) -> tuple[list[Any], dict[str, int]]:
+    defaults = {"skip_tokenizer_init": True, "num_threads": 1, "dtype": "float32", "speculative_config": config}
+    with LLM(folder, **{**defaults, **args}) as llm:
+        requests = [
+            llm.generate_async(
+                prompt,
+                SamplingParams(
+                    max_tokens=12, end_id=-1, detokenize=False, seed=3, temperature=0.9 * (i % 2), n=1 + i % 2,
+                    logprobs=1,
+                ),
+            )
+            for i, prompt in enumerate(PROMPTS)
+        ]  # fmt: skip
+        outputs = [one for request in requests for one in request.result(timeout=60).outputs]
+        witnesses = llm.get_stats()[-1]["witnesses"]
+        llm.check_integrity()
+    return [(one.token_ids, one.logprobs) for one in outputs], witnesses
+
+
+def drafts(folder: Path, **changes: Any) -> MTPDecodingConfig:
+    layer = folder / "mtp"
+    return MTPDecodingConfig(
+        **{"max_draft_len": 3, "speculative_model": str(layer) if layer.exists() else None, **changes}
+    )
+
+
+class Seen:
+    """What was drawn from: token ids known at the time, drafts among them, and logits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.draws: list[tuple[list[int], int, torch.Tensor]] = []
+        draw = HeadDrafter._draw
+
+        def noting(drafter: Any, slots: Any, logits: torch.Tensor, length: int) -> Any:
+            table = drafter._slots
+            for slot, row in zip(slots.tolist(), logits, strict=True):
+                history = table.history[slot, : table.known[slot] + length].tolist()
+                self.draws.append((history, length, row.clone()))
+            return draw(drafter, slots, logits, length)
+
+        monkeypatch.setattr(HeadDrafter, "_draw", noting)
+
+
+@torch.no_grad()
+def guess(model: Any, layer: MtpLayer, history: list[int], n_drafts: int) -> torch.Tensor:
+    """Logits of the token after ``history``, the last ``n_drafts`` of which are drafts."""
+    known = len(history) - n_drafts
+    ids = torch.tensor(history)
+    states = model.model(ids[None, : known - 1]).last_hidden_state[0]
+    # Rows of the table: what a model multiplies them with, the first norm divides by.
+    e = model.get_input_embeddings().weight[ids[1:]]
+    for _ in range(n_drafts + 1):
+        made = layer(e[: len(states)], states)
+        states = torch.cat([states, made[-1:]])
+    return model.get_output_embeddings()(states[-1])
+
+
+GRAPHS: dict[str, Any] = {}
+CHUNKS = {"cuda_graph_config": None, "enable_chunked_prefill": True, "max_num_tokens": 24}
+
+
+@pytest.mark.parametrize(
+    ("variant", "args"),
+    [
+        ("deepseek-v3", GRAPHS),
+        ("qwen3-next", CHUNKS),
+        ("nemotron-h-experts", GRAPHS),
+        ("llama", CHUNKS),
+        pytest.param("deepseek-v3", CHUNKS, marks=pytest.mark.slow),
+        pytest.param("qwen3-next", GRAPHS, marks=pytest.mark.slow),
+        pytest.param("nemotron-h-experts", CHUNKS, marks=pytest.mark.slow),
+        pytest.param("gemma3-untied-window-40", GRAPHS, marks=pytest.mark.slow),
+        pytest.param("llama4-chunk-40-odd", GRAPHS, marks=pytest.mark.slow),
+    ],
+)
+def test_every_drafts_logits_are_those_of_the_plain_computation(
+    made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, variant: str, args: dict[str, Any]
+) -> None:
+    folder, model, layer = made(variant)
+    seen = Seen(monkeypatch)
+    # With a prefix hit, the key of a block's last token has seen another text's next token.
+    outputs, witnesses = run(folder, drafts(folder), kv_cache_config=KvCacheConfig(enable_block_reuse=False), **args)
+    assert witnesses["mtp_tokens"] == len(seen.draws) > 100
+    assert {length for _, length, _ in seen.draws} == {0, 1, 2}
+    assert (witnesses.get("graph_replays", 0) > 0) == (args is GRAPHS)
+    for history, n_drafts, logits in seen.draws[:: len(seen.draws) // 24]:
+        torch.testing.assert_close(logits, guess(model, layer, history, n_drafts), atol=1e-3, rtol=1e-3)
+    assert outputs == run(folder, None)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_nextn_predict_layers": 2}, "older name of max_draft_len=3"),
+        ({"use_relaxed_acceptance_for_thinking": True}, "use_relaxed_acceptance_for_thinking"),
+        ({"mtp_eagle_one_model": False}, "mtp_eagle_one_model"),
+    ],
+)
+def test_options_that_say_two_things_are_refused(made: Callable[[str], Any], changes: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(made("llama")[0], {"decoding_type": "MTP", "max_draft_len": 3, **changes})  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_without_a_layer_is_refused(made: Callable[[str], Any], tmp_path: Path) -> None:
+    with torch.no_grad():
+        bare = tiny.save(tiny.make("deepseek-v3"), tmp_path / "bare")
+    with pytest.raises(ConfigError, match=r"has no MTP layer: .*set speculative_model"):
+        run(bare, MTPDecodingConfig())
+    folder = made("llama")[0]
+    with pytest.raises(ConfigError, match="is a LlamaForCausalLM, which carries no MTP layer"):
+        run(folder, MTPDecodingConfig())
+    layer = write_layer(tmp_path / "narrow", folder, make_llama_layer(32, 317))
+    (layer / "config.json").write_text((layer / "config.json").read_text().replace(": 64", ": 32", 1))
+    with pytest.raises(ConfigError, match="made for hidden_size = 32 and 317 tokens"):
+        run(folder, MTPDecodingConfig(speculative_model=str(layer)))
