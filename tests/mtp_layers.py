@@ -88,12 +88,10 @@ def _separate(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]
     return found
 
 
-def make_layer(model: Any, seed: str, fit: float = 0.0) -> MtpLayer:
-    """A random layer for a reference model. ``fit``: how much more its map lets through of the state."""
+def make_layer(model: Any, seed: str) -> MtpLayer:
+    """A random layer for a model: some of its guesses are right, as drafts share the noise of the draws."""
     layer = MtpLayer(model).eval().requires_grad_(False)
-    layer = tiny.randomised(layer, seed, zero_centred=layer.family == "Qwen3Next")
-    layer.eh_proj.weight[:, layer.eh_proj.out_features :] += fit * torch.eye(layer.eh_proj.out_features)
-    return layer
+    return tiny.randomised(layer, seed, zero_centred=layer.family == "Qwen3Next")
 
 
 def add_layers(folder: Path, layers: list[MtpLayer]) -> None:
@@ -136,6 +134,24 @@ def layer_config(hidden_size: int, vocab_size: int) -> dict[str, Any]:
     }
 
 
-def make_llama_layer(hidden_size: int, vocab_size: int, fit: float = 0.0) -> MtpLayer:
+def make_llama_layer(hidden_size: int, vocab_size: int) -> MtpLayer:
     config = transformers.LlamaConfig(**layer_config(hidden_size, vocab_size), attn_implementation="eager")
-    return make_layer(transformers.LlamaForCausalLM(config), "llama-mtp", fit)
+    return make_layer(transformers.LlamaForCausalLM(config), "llama-mtp")
+
+
+CARRY = ("DeepseekV3", "Qwen3Next", "NemotronH")
+"""Families whose checkpoints have layers of their own."""
+
+
+def write_mtp(folder: Path, model: Any, name: str) -> MtpLayer:
+    """A layer in the model's own checkpoint, or else one of Llama's kind in the folder ``name`` beside it."""
+    family = type(model).__name__.removesuffix("ForCausalLM")
+    if family in CARRY:
+        layer = make_layer(model, family)
+        add_layers(folder, [layer])
+        return layer
+    of = json.loads((folder / "config.json").read_text())
+    of = of.get("text_config", of)
+    layer = make_llama_layer(of["hidden_size"], of["vocab_size"])
+    write_layer(folder / name, folder, layer)
+    return layer

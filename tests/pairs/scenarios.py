@@ -27,6 +27,7 @@ from headrace import (
     KvCacheRetentionConfig,
     LoraConfig,
     LoRARequest,
+    MTPDecodingConfig,
     NGramDecodingConfig,
     PoolingParams,
     RequestOutput,
@@ -43,6 +44,8 @@ DRAFT_MODEL = "draft"
 """Folder in a model's own folder: a model with the same vocabulary that often draws the same tokens."""
 DRAFT_HEAD = "head"
 """Likewise: a head that reads its hidden states."""
+MTP_LAYER = "mtp"
+"""Likewise; where there is none, the model's own checkpoint carries the layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ class Scenario:
     tight: bool = False
     """Too little cache for all."""
     drafts_by: str = ""
-    """draft_model, eagle3 or user_drafter: what drafts is only known when the model and the plain run are."""
+    """draft_model, eagle3, mtp or user_drafter: what drafts is only known when the model and the plain run are."""
 
 
 def plain() -> Scenario:
@@ -199,6 +202,10 @@ def _save_states(s: Scenario) -> None:
     s.args["speculative_config"] = SaveHiddenStatesDecodingConfig(
         output_directory=folder, eagle3_layers_to_capture=(0, 1)
     )
+
+
+def _mtp(s: Scenario) -> None:
+    s.drafts_by = "mtp"
 
 
 def _user_drafter(s: Scenario) -> None:
@@ -310,6 +317,7 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "suffix": _suffix,
     "draft_model": _draft_model,
     "eagle3": _eagle3,
+    "mtp": _mtp,
     "user_drafter": _user_drafter,
     "save_states": _save_states,
     "n": _n,
@@ -483,6 +491,10 @@ def _drafting(scenario: Scenario, model: Path | str, work: Work, plain: Finished
         # The head of the built-in model has a name.
         head = model / DRAFT_HEAD if isinstance(model, Path) else f"{model}-eagle3"
         return {"speculative_config": EagleDecodingConfig(max_draft_len=3, speculative_model=str(head))}
+    if scenario.drafts_by == "mtp":
+        layer = Path(model) / MTP_LAYER
+        config = MTPDecodingConfig(max_draft_len=3, speculative_model=str(layer) if layer.exists() else None)
+        return {"speculative_config": config}
     if scenario.drafts_by == "user_drafter":
         assert plain is not None, "the user's drafter repeats the plain run"
         return {"speculative_config": UserProvidedDecodingConfig(max_draft_len=3, drafter=_Replay(work, plain))}

@@ -22,6 +22,7 @@ from headrace.core.features import FEATURES, feature
 from headrace.eval import tiny
 from headrace.models.registry import ARCHITECTURES, architecture_of
 from headrace.weights.checkpoint import open_checkpoint
+from mtp_layers import write_mtp
 from pairs import kinds, scenarios
 from pairs.cases import (
     ENCODE_ONLY,
@@ -58,6 +59,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         with torch.no_grad():
             model = tiny.make(family)
             tiny.save(model, folder)
+            write_mtp(folder, model, scenarios.MTP_LAYER)
             tiny.save(_draft_model(family, model), folder / scenarios.DRAFT_MODEL)
         write_head(folder / scenarios.DRAFT_HEAD, folder)
         write_tokenizer(folder, model.config.vocab_size)

@@ -13,11 +13,9 @@ import torch
 from headrace import LLM, ConfigError, KvCacheConfig, MTPDecodingConfig, SamplingParams
 from headrace.eval import tiny
 from headrace.runner.draft_head import HeadDrafter
-from mtp_layers import MtpLayer, add_layers, make_layer, make_llama_layer, write_layer
+from mtp_layers import MtpLayer, make_llama_layer, write_layer, write_mtp
 
 PROMPTS = [[5 + i, 6, 7, 8 + i] * (3 + 5 * i) for i in range(5)]
-OWN = ("deepseek-v3", "qwen3-next", "nemotron-h-experts")
-"""Families whose checkpoints carry a layer."""
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
         with torch.no_grad():
             model = tiny.make(variant)
             tiny.save(model, folder)
-            if variant in OWN:
-                layer = make_layer(model, variant)
-                add_layers(folder, [layer])
-            else:
-                layer = make_llama_layer(model.config.hidden_size, model.config.vocab_size)
-                write_layer(folder / "mtp", folder, layer)
-        return folder, model, layer
+            return folder, model, write_mtp(folder, model, "mtp")
 
     return make
 
@@ -128,6 +120,7 @@ def test_every_drafts_logits_are_those_of_the_plain_computation(
     assert (witnesses.get("graph_replays", 0) > 0) == (args is GRAPHS)
     for history, n_drafts, logits in seen.draws[:: len(seen.draws) // 24]:
         torch.testing.assert_close(logits, guess(model, layer, history, n_drafts), atol=1e-3, rtol=1e-3)
+    assert 0 < witnesses["drafts_accepted"] < witnesses["drafts_proposed"]
     assert outputs == run(folder, None)[0]
 
 

@@ -175,7 +175,7 @@ FEATURES: tuple[Feature, ...] = (
         "Hidden states on disk",
         "speculative_config=SaveHiddenStatesDecodingConfig(output_directory)",
         "saved_states",
-        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "user_drafter")
+        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "mtp", "user_drafter")
         | dict.fromkeys(
             ("kv_reuse", "partial_reuse", "retention", "host_cache", "disk_cache"), "every token has to be computed"
         )
