@@ -63,19 +63,20 @@ def tap_layers(model: Any, outputs: Sequence[int], where: str, *, last: bool = F
     taps = {index: Tap(layers[index]) for index in outputs}
     model.layers = tuple(taps.get(index, layer) for index, layer in enumerate(layers))
     chosen = [taps[index] for index in outputs]
-    if last:
-        model.norm = Tap(model.norm)
-        chosen.append(model.norm)
-    return Taps(chosen)
+    return Taps((*chosen, _norm(model)) if last else chosen)
 
 
 def tap_norm(model: Any) -> Taps:
     """Makes the states behind the final norm visible: what the model's head reads. Once a model."""
+    return Taps((_norm(model),))
+
+
+def _norm(model: Any) -> Tap:
     norm = getattr(model, "norm", None)
     if not isinstance(norm, Layer):
         raise ConfigError(f"{type(model).__name__} has no final norm behind which a draft head could read")
     model.norm = Tap(norm)
-    return Taps((model.norm,))
+    return model.norm
 
 
 def _layers(model: Any) -> tuple[Layer, ...]:
