@@ -130,6 +130,7 @@ def test_every_drafts_logits_are_those_of_the_plain_computation(
         ({"num_nextn_predict_layers": 2}, "older name of max_draft_len=3"),
         ({"use_relaxed_acceptance_for_thinking": True}, "use_relaxed_acceptance_for_thinking"),
         ({"mtp_eagle_one_model": False}, "mtp_eagle_one_model"),
+        ({"use_mtp_vanilla": True}, "use_mtp_vanilla"),
     ],
 )
 def test_options_that_say_two_things_are_refused(made: Callable[[str], Any], changes: Any, message: str) -> None:

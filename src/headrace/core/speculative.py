@@ -119,9 +119,8 @@ class MTPDecodingConfig(DecodingBaseConfig):
     """The older name of ``max_draft_len``."""
     speculative_model: str | None = None
     """Folder, built-in name or hub id of what has the layer; None: the model's own checkpoint."""
-    use_mtp_vanilla: bool = False
-    """A layer for each draft, each with a cache of its own; where the checkpoint has fewer, they take turns. Else one
-    layer makes all drafts, from its own states."""
+    use_mtp_vanilla: Literal[False] = False
+    """One layer makes all drafts, from its own states."""
     mtp_eagle_one_model: Literal[True] = True
     """The layer runs in the model's own worker, and its keys and values lie in the same cache."""
     use_relaxed_acceptance_for_thinking: Literal[False] = False
