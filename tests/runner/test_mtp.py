@@ -128,7 +128,6 @@ def test_every_drafts_logits_are_those_of_the_plain_computation(
     ("changes", "message"),
     [
         ({"num_nextn_predict_layers": 2}, "older name of max_draft_len=3"),
-        ({"use_relaxed_acceptance_for_thinking": True}, "use_relaxed_acceptance_for_thinking"),
         ({"mtp_eagle_one_model": False}, "mtp_eagle_one_model"),
         ({"use_mtp_vanilla": True}, "use_mtp_vanilla"),
     ],

@@ -175,8 +175,12 @@ def _engine_options(
 
 
 _DRAFTING = {
-    **{"auto": "AUTO", "ngram": "NGram", "suffix": "SA", "draft-model": "Draft_Target"},
-    **{"eagle3": "Eagle", "mtp": "MTP"},
+    "auto": "AUTO",
+    "ngram": "NGram",
+    "suffix": "SA",
+    "draft-model": "Draft_Target",
+    "eagle3": "Eagle",
+    "mtp": "MTP",
 }
 _BY_MODEL = ("draft-model", "eagle3")
 

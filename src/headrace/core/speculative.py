@@ -123,8 +123,6 @@ class MTPDecodingConfig(DecodingBaseConfig):
     """One layer makes all drafts, from its own states."""
     mtp_eagle_one_model: Literal[True] = True
     """The layer runs in the model's own worker, and its keys and values lie in the same cache."""
-    use_relaxed_acceptance_for_thinking: Literal[False] = False
-    """Drafts are kept only where they are what would have been drawn."""
 
     @model_validator(mode="before")
     @classmethod

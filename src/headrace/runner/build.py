@@ -113,9 +113,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     with phases.time("load weights"):
         for one, source in zip(models, [sources[0], *drafting.sources], strict=True):
             _load(one, source.checkpoint or _dummy(source.config, one, dtype), threads, cache)
-        for source in sources:
-            if source.checkpoint is not None:
-                source.checkpoint.close()
+        _close(sources)
     with phases.time("lay out cache"):
         views = arena_views(layout, groups, kv_dtype)
         mover = _mover(args, layout, tiers, groups, views, kv_dtype)
@@ -454,6 +452,13 @@ def _weight_cache(wanted: bool | BuildCacheConfig) -> WeightCache:
     config = wanted if isinstance(wanted, BuildCacheConfig) else BuildCacheConfig()
     root = config.cache_root or cache_folder() / "packed"
     return DiskCache(root, config.max_records, config.max_cache_storage_gb)
+
+
+def _close(sources: Sequence[ModelSource]) -> None:
+    """A checkpoint may have been read for more than one model: all are read before."""
+    for source in sources:
+        if source.checkpoint is not None:
+            source.checkpoint.close()
 
 
 def _load(model: Model, checkpoint: Checkpoint, threads: int, cache: WeightCache) -> None:
