@@ -244,11 +244,11 @@ class Soak:
         if way < 0.15:
             terms["timeout"] = chance.uniform(0.0, 0.05)
         output = llm.generate_async(one.prompt, one.sampling, adapter, streaming=True, **terms)
-        if way < 0.22:
+        if 0.15 <= way < 0.22:
             output.abort()
-        elif way < 0.32:
+        elif 0.22 <= way < 0.32:
             await self.leave_after(output, chance.randrange(1, 4))
-        elif way < 0.4:
+        elif 0.32 <= way < 0.4:
             await self.give_up(output, chance.uniform(0.0, 0.05))
         await output.aresult()
         self.compare(one, output)
