@@ -24,11 +24,14 @@ def linear_maps(model: Path | str) -> dict[str, tuple[int, int]]:
     """Module -> (n_out, n_in): the maps that take adapters, in all families."""
     checkpoint = open_checkpoint(resolve_model(str(model)).path)
     shapes = {name: tuple(checkpoint.shape(name)) for name in checkpoint.names() if name.endswith(".weight")}
+    # Layers that only draft take none.
+    drafting = ("mtp.", f"model.layers.{checkpoint.config().get('num_hidden_layers')}.")
     checkpoint.close()
     return {
         name.removesuffix(".weight"): shape
         for name, shape in shapes.items()
         if len(shape) == 2
+        and not name.startswith(drafting)
         and ("layers." in name or "encoder.layer." in name)
         and not any(f"{part}." in name for part in NOT_ADAPTED)
     }

@@ -92,7 +92,7 @@ def run(model: Path, family: str, scenario: Scenario) -> Encoded:
         for index, prompt in enumerate(work.prompts):
             priority = (index % 5) / 4 if scenario.priorities else 0.5
             for params in (own, every):
-                one = llm.encode_async([*prompt, STEP], params, adapters[index % len(adapters)], priority=priority)
+                one = llm.encode_async([*prompt, STEP], params, adapters[index % 4 % len(adapters)], priority=priority)
                 started.append(one)
         if stranger is not None:
             stranger.abort()

@@ -105,7 +105,7 @@ class Scenario:
     encodes: bool = False
     """Every prompt is encoded as well, beside its own continuation."""
     adapters: bool = False
-    """Of three requests, two have an adapter each and one has none; the plain run has them as well."""
+    """Requests that share as much of their beginnings have the same of two adapters, or none; the plain run as well."""
     returns: int = 0
     """The beginning that prompts share has been there before, and so many others have taken its place in the cache."""
     retains: bool = False
@@ -428,7 +428,7 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
         for index in range(len(work.prompts)):
             priority = (index % 5) / 4 if scenario.priorities else 0.5
             options = _sampling(scenario, work, index)
-            adapter = adapters[index % len(adapters)]
+            adapter = adapters[index % 4 % len(adapters)]
             kept = _KEPT[index % 3] if scenario.retains else None
             requests.append(
                 llm.generate_async(
@@ -441,7 +441,7 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
             llm.encode_async(
                 work.given(index),
                 PoolingParams(pooling_type=_POOLING[index // 3 % len(_POOLING)]),
-                adapters[index % len(adapters)],
+                adapters[index % 4 % len(adapters)],
             )
             for index in range(len(work.prompts) if scenario.encodes else 0)
         ]
