@@ -53,6 +53,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "sim": ("core", "cache", "spec", "guided", "sched", "executor", "engine"),
     # What people touch.
     "bench": ("core", "llm"),
+    # From one kind of file to another; which tensors are rounded is what a model says that is built without memory.
+    "convert": ("core", "quant", "ops.table", "layers", "models", "weights", "tokenizer"),
     # kl runs a model over a text without an engine.
     "eval": ("core", "cache", "ops", "layers", "models", "weights", "runner.scheme", "engine.results", "llm"),
     # What drafts, trained on what the model itself says.
@@ -61,7 +63,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # features looks a model up without loading it; doctor asks for the memory that the engine would plan with.
     "cli": (
         *("core", "weights", "media", "tokenizer", "engine.results", "engine.engine", "engine.launch", "engine.spawn"),
-        *("llm", "bench", "eval", "train", "serve"),
+        *("llm", "bench", "convert", "eval", "train", "serve"),
         *("models.registry", "models.published", "layers.base", "ops.table", "ops.native.core", "runner.memory"),
     ),
 }

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from headrace.cli import console
 from headrace.cli.bench import bench
 from headrace.cli.chat import chat
+from headrace.cli.convert import convert
 from headrace.cli.doctor import doctor
 from headrace.cli.eval_kl import eval_kl
 from headrace.cli.eval_parity import eval_parity
@@ -85,6 +86,7 @@ app.add_typer(bench)
 app.command("verify")(verify_command)
 app.add_typer(evaluate)
 app.command("train-draft")(train_draft)
+app.command()(convert)
 app.command()(features)
 app.command("plan")(plan_command)
 app.command()(doctor)

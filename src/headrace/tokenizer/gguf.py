@@ -105,6 +105,9 @@ _SPLITS = {
     "deepseek-r1-qwen": _QWEN2,
 }
 
+PRE_TOKENIZERS = tuple(_SPLITS)
+"""Names that ``tokenizer.ggml.pre`` may have."""
+
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     """Build the tokenizer (``path`` is for messages). Raises ``CheckpointError`` if it is missing, damaged, or of a

@@ -71,6 +71,11 @@ class Tokenizer:
         """Whether a chat template of the model writes ``text``."""
         return any(text in source for source in self._chat_templates.values())
 
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        """Sources by name."""
+        return self._chat_templates
+
     def id_to_token(self, token_id: int) -> str | None:
         """The vocabulary's own spelling, or None if no token has this id."""
         return self.backend.id_to_token(token_id)

@@ -41,7 +41,7 @@ def find(stored: SafetensorsCheckpoint, config: Mapping[str, Any]) -> Found:
             f"{stored.path}: quantization_config.sparsity_config.format must be 'dense', got {sparsity['format']!r}"
         )
     names = frozenset(stored.names())
-    blocks = _block_sizes(config)
+    blocks, sizes = _block_sizes(config), _group_sizes(config)
     forms: dict[str, Grouped] = {}
     hidden = {name for name in names if name.rpartition(".")[2] in _UNUSED}
     for name in names:
@@ -49,13 +49,18 @@ def find(stored: SafetensorsCheckpoint, config: Mapping[str, Any]) -> Found:
         end = end.removeprefix("_")
         if end not in ("", "packed") or f"{base}weight_scale" not in names:
             continue
-        forms[f"{base}weight"] = _form(stored, names, base, name, blocks)
+        forms[f"{base}weight"] = _form(stored, names, base, name, blocks, sizes)
         hidden |= {name, *(base + part for part in _PARTS if base + part in names)}
     return Found(forms, frozenset(hidden))
 
 
 def _form(
-    stored: SafetensorsCheckpoint, names: frozenset[str], base: str, name: str, blocks: tuple[int, int] | None
+    stored: SafetensorsCheckpoint,
+    names: frozenset[str],
+    base: str,
+    name: str,
+    blocks: tuple[int, int] | None,
+    sizes: frozenset[int],
 ) -> Grouped:
     scales, dtype = f"{base}weight_scale", stored.dtype(name)
     if dtype == torch.float8_e4m3fn:
@@ -66,11 +71,13 @@ def _form(
     if dtype == torch.uint8:
         return mxfp4.matrix(stored, name, scales, "compressed-tensors MXFP4")
     if dtype in (torch.int8, torch.int32):
-        return _whole(stored, names, base, name)
+        return _whole(stored, names, base, name, sizes)
     raise CheckpointError(f"{stored.file_of(name)}: tensor {name!r} is {dtype}, and has scales: no form that is known")
 
 
-def _whole(stored: SafetensorsCheckpoint, names: frozenset[str], base: str, name: str) -> Grouped:
+def _whole(
+    stored: SafetensorsCheckpoint, names: frozenset[str], base: str, name: str, sizes: frozenset[int]
+) -> Grouped:
     is_packed = stored.dtype(name) == torch.int32
     n_out, width = stored.shape(name)
     n_in = int(stored.tensor(f"{base}weight_shape")[1]) if is_packed else width
@@ -84,7 +91,8 @@ def _whole(stored: SafetensorsCheckpoint, names: frozenset[str], base: str, name
         )
     check_part(stored, scales, _FLOATS, found)
     n_groups = per_row[1]
-    group = -(-n_in // n_groups)
+    # The last group may be short: then their number alone does not tell how many share a scale.
+    group = next((size for size in sizes if -(-n_in // size) == n_groups), -(-n_in // n_groups))
     columns = stored.tensor(index) if index in names else None
     if columns is not None and torch.equal(columns.long(), torch.arange(n_in) // group):
         columns = None
@@ -134,6 +142,12 @@ def _bits(stored: SafetensorsCheckpoint, name: str, width: int, n_in: int) -> in
         f"{stored.file_of(name)}: tensor {name!r} holds {32 * width / n_in:g} bits for each of {n_in} inputs; packed"
         " numbers are read in 4 and 8 bits"
     )
+
+
+def _group_sizes(config: Mapping[str, Any]) -> frozenset[int]:
+    groups = (config.get("config_groups") or {}).values()
+    sizes = ((group.get("weights") or {}).get("group_size") for group in groups)
+    return frozenset(size for size in sizes if isinstance(size, int) and size > 0)
 
 
 def _block_sizes(config: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ import torch
 from headrace.core.errors import CheckpointError
 
 from .files import Rows, check_destination, fill_by_rows, slices
+from .shards import write_shards
 
 _NOISE = 0.1
 """Standard deviation of norm weights and biases: large enough that a forgotten one shows."""
@@ -109,27 +110,7 @@ def write_safetensors(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], shard_bytes: int | None = None
 ) -> Path:
     """Write a checkpoint in the hub layout; with ``shard_bytes``, in files of that size at most, or of one tensor."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dict(config), indent=2))
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    room = shard_bytes
-    for name, tensor in tensors.items():
-        if room is not None and shard_bytes is not None:
-            if shards[-1] and tensor.nbytes > room:
-                shards.append({})
-                room = shard_bytes
-            room -= tensor.nbytes
-        shards[-1][name] = tensor.contiguous()
-    if shard_bytes is None:
-        save_file(shards[0], folder / "model.safetensors")
-        return folder
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, folder / file_name)
-        weight_map |= dict.fromkeys(shard, file_name)
-    index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    write_shards(folder, tensors.items(), shard_bytes)
     return folder

@@ -15,3 +15,11 @@ def words(packed: torch.Tensor, bits: int) -> torch.Tensor:
 def pairs(packed: torch.Tensor) -> torch.Tensor:
     """uint8 [..., m] to [..., 2 m] of 4 bits, the low ones first."""
     return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
+
+
+def pack(numbers: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 [..., m] to int32 [..., m * bits / 32]: what ``words`` undoes."""
+    shifts = torch.arange(0, 32, bits, dtype=torch.int64)
+    whole = (numbers.long().unflatten(-1, (-1, 32 // bits)) << shifts).sum(-1)
+    # To the signed number of the same 32 bits.
+    return (whole - ((whole >> 31) << 32)).to(torch.int32)

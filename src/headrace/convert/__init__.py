@@ -1,0 +1,1 @@
+"""Models into other files: folders of floats or of few bits, and GGUF."""
