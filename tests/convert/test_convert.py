@@ -20,6 +20,7 @@ from headrace.quant.formats import INT4, INT8
 from headrace.quant.schemes import NO_SCHEME, AtLoad, FromFile
 from headrace.tokenizer.load import load_tokenizer
 from headrace.weights.checkpoint import open_checkpoint
+from headrace.weights.gguf_reader import read_header
 from tiny_text import write_tokenizer
 from weights.forms import requantise
 from weights.gguf_files import write_gguf as write_random_gguf
@@ -156,6 +157,20 @@ def test_a_gguf_file_has_the_values_of_a_folder(family, tmp_path):
     assert ours.encode(TEXT) == theirs.encode(TEXT)
     assert ours.eos_ids == theirs.eos_ids
     assert ours.chat_templates == theirs.chat_templates
+
+
+@pytest.mark.parametrize(("digits", "name"), [(False, "gpt-2"), (True, "smollm")])
+def test_a_split_goes_by_its_own_name_where_several_give_the_same_tokens(digits, name, tmp_path):
+    """No digits are merged here, so that both split any text into the same tokens."""
+    source = saved(tmp_path / "source", "qwen3")
+    if digits:
+        file = source / "tokenizer.json"
+        tokenizer = json.loads(file.read_text())
+        split = {"type": "Digits", "individual_digits": True}
+        tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, tokenizer["pre_tokenizer"]]}
+        file.write_text(json.dumps(tokenizer))
+    out = gguf_from(source, tmp_path / "m.gguf", "F32")
+    assert read_header(out).metadata["tokenizer.ggml.pre"] == name
 
 
 @pytest.mark.parametrize(("form", "mode"), [("Q8_0", "int8"), ("Q4_0", "int4")])

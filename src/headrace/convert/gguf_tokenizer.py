@@ -34,7 +34,7 @@ def tokenizer_fields(folder: Path, vocab_size: int) -> dict[str, Field]:
     tokenizer = load_tokenizer(folder)
     common = _common(tokenizer, vocab_size)
     wanted = tokenizer.encode(_PROBE)
-    tried = []
+    tried, found = [], []
     for kind in _kinds(tokenizer):
         values = common | kind
         try:
@@ -43,12 +43,21 @@ def tokenizer_fields(folder: Path, vocab_size: int) -> dict[str, Field]:
             tried.append(str(error))
             continue
         if read.encode(_PROBE) == wanted and read.eos_ids >= tokenizer.eos_ids:
-            return {f"tokenizer.ggml.{key}": field for key, field in values.items()} | _templates(tokenizer)
+            found.append((_split(read) != _split(tokenizer), values))
+    if found:
+        # A vocabulary may give the same tokens under several names: the one that splits in the same words goes first.
+        values = min(found, key=lambda entry: entry[0])[1]
+        return {f"tokenizer.ggml.{key}": field for key, field in values.items()} | _templates(tokenizer)
     why = f" ({tried[0]})" if tried else ""
     raise ConfigError(
         f"{folder}: the tokenizer is none that is written as GGUF{why}: its text is cut unlike all of"
         f" {', '.join(PRE_TOKENIZERS)}, and unlike sentencepiece"
     )
+
+
+def _split(tokenizer: Tokenizer) -> Any:
+    """How text is cut before merging, as the library writes it down."""
+    return json.loads(tokenizer.backend.to_str())["pre_tokenizer"]
 
 
 def _plain(values: Mapping[str, Field]) -> dict[str, Any]:
@@ -70,6 +79,9 @@ def _kinds(tokenizer: Tokenizer) -> Iterator[dict[str, Field]]:
     if not model.get("byte_fallback"):
         joined = [" ".join(merge) for merge in merges]
         for name in PRE_TOKENIZERS:
+            if name == "default":
+                # For files that do not say; llama.cpp has a rule of its own for it.
+                continue
             yield {
                 "model": ("gpt2", STRING, None),
                 "pre": (name, STRING, None),
