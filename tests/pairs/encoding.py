@@ -87,15 +87,14 @@ def run(model: Path, family: str, scenario: Scenario) -> Encoded:
     with LLM(model, dtype="float32", num_threads=1, skip_tokenizer_init=True, **settings) as llm:
         if scenario.returns:
             fill_tiers(llm, work, scenario.returns, lambda prompt: llm.encode(prompt, every))
-        stranger = llm.encode_async([9] * 100, every, priority=0.0) if scenario.strangers else None
         started = []
         for index, prompt in enumerate(work.prompts):
             priority = (index % 5) / 4 if scenario.priorities else 0.5
             for params in (own, every):
                 one = llm.encode_async([*prompt, STEP], params, adapters[index % 4 % len(adapters)], priority=priority)
                 started.append(one)
-        if stranger is not None:
-            stranger.abort()
+        if scenario.strangers:  # behind all others, so that it waits when it is cancelled
+            llm.encode_async([9] * 100, every, priority=0.0).abort()
         rows = [one.result(timeout=120).data for one in started]
         witnesses = llm.get_stats()[-1]["witnesses"]
         llm.check_integrity()

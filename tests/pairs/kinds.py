@@ -29,10 +29,14 @@ SEARCHING = frozenset(("beam_search",))
 """What drawn requests cannot have: it draws nothing."""
 NOT_OF_BEAMS = frozenset(("overlap", "ngram", "suffix", "draft_model", "eagle3", "mtp", "user_drafter"))
 """What acts on requests beside those that search: a beam goes on when all of its step is known, and has no drafts."""
+ENDS_EARLY = frozenset(("preemption", "stop_strings"))
+"""Greedy outputs of the recurrent model all meet a stop string before memory is short."""
 
 
 def manners(names: tuple[str, ...]) -> tuple[How, ...]:
     """How requests with these features can be: all greedy, all drawn, or half of them, where no one can have all."""
+    if ENDS_EARLY <= set(names):
+        return ("drawn",)
     can_be_drawn = not SEARCHING & set(names)
     can_be_greedy = not DRAWING & set(names) and (can_be_drawn or not NOT_OF_BEAMS & set(names))
     if not can_be_greedy and not can_be_drawn:
