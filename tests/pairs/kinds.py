@@ -35,10 +35,9 @@ ENDS_EARLY = frozenset(("preemption", "stop_strings"))
 
 def manners(names: tuple[str, ...]) -> tuple[How, ...]:
     """How requests with these features can be: all greedy, all drawn, or half of them, where no one can have all."""
-    if ENDS_EARLY <= set(names):
-        return ("drawn",)
     can_be_drawn = not SEARCHING & set(names)
     can_be_greedy = not DRAWING & set(names) and (can_be_drawn or not NOT_OF_BEAMS & set(names))
+    can_be_greedy = can_be_greedy and not set(names) >= ENDS_EARLY
     if not can_be_greedy and not can_be_drawn:
         return ("mixed",)
     return (*(("greedy",) if can_be_greedy else ()), *(("drawn",) if can_be_drawn else ()))
