@@ -20,8 +20,10 @@ from headrace.ops.table import select_ops
 from headrace.quant.formats import INT4, INT8
 from headrace.quant.schemes import NO_SCHEME, AtLoad, FromFile
 from headrace.weights.checkpoint import Checkpoint, open_checkpoint
+from headrace.weights.dummy import write_safetensors
 from parity.harness import ModelRun
 from tiny_text import write_tokenizer
+from weights.forms import is_matrix, requantise
 from weights.gguf_convert import convert
 from weights.gguf_convert_hub import convert_hub, tiny_folder
 
@@ -116,6 +118,44 @@ def test_experts_that_are_put_together_stay_in_blocks(
     for one, other in zip(expert_weights(kept), expert_weights(dense), strict=True):
         assert one.formats
         assert torch.equal(values(one), values(other))
+
+
+def with_separate_experts(plain: Path, folder: Path) -> Path:
+    """Llama 4 with a matrix for each product of each expert, output-major, as quantised exports have it."""
+    checkpoint, tensors = open_checkpoint(plain), {}
+    for name in checkpoint.names():
+        base, _, part = name.rpartition(".experts.")
+        if not base:
+            tensors[name] = checkpoint.tensor(name)
+            continue
+        for e, expert in enumerate(checkpoint.tensor(name)):
+            is_pair = part == "gate_up_proj"
+            ends, matrices = (("gate_proj", "up_proj"), expert.T.chunk(2)) if is_pair else ((part,), (expert.T,))
+            for end, matrix in zip(ends, matrices, strict=True):
+                tensors[f"{base}.experts.{e}.{end}.weight"] = matrix.contiguous()
+    write_safetensors(folder, checkpoint.config(), tensors)
+    return folder
+
+
+@pytest.mark.parametrize("variant", ["llama4", "llama4-two-experts-plain-heads"])
+def test_experts_of_llama4_may_be_stored_one_by_one(variant: str, tmp_path: Path) -> None:
+    plain = tiny.save(tiny.make(variant), tmp_path / "plain")
+    apart = with_separate_experts(plain, tmp_path / "apart")
+    assert torch.equal(ModelRun(apart).logprobs(PROMPT), ModelRun(plain).logprobs(PROMPT))
+
+
+@pytest.mark.parametrize("name", ["fp8-blocks", "modelopt-fp8", "modelopt-nvfp4", "gptq-4"])
+def test_quantised_experts_of_llama4_are_stored_one_by_one(name: str, tmp_path: Path) -> None:
+    plain = with_separate_experts(
+        tiny.save(tiny.make("llama4", intermediate_size=64), tmp_path / "plain"), tmp_path / "apart"
+    )
+    path = requantise(plain, tmp_path / name, name, is_matrix, tmp_path / "decoded")
+    checkpoint, decoded = open_checkpoint(path), ModelRun(tmp_path / "decoded").logprobs(PROMPT)
+    assert torch.equal(logprobs(path, loaded(checkpoint, NO_SCHEME)), decoded)
+    kept = loaded(checkpoint, FromFile(checkpoint))
+    assert all(weight.formats for weight in expert_weights(kept))
+    lost = (decoded - ModelRun(plain).logprobs(PROMPT)).abs().mean()
+    assert (logprobs(path, kept) - decoded).abs().mean() < 0.5 * lost
 
 
 def test_the_engine_keeps_experts_in_blocks(tmp_path: Path) -> None:

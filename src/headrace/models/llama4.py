@@ -17,6 +17,7 @@ from headrace.layers.moe import (
     SigmoidChoice,
     SigmoidRouter,
     WithSharedExpert,
+    separate_experts,
     stacked_experts,
 )
 from headrace.layers.norm import NoHeadNorm
@@ -38,13 +39,15 @@ class Llama4ForCausalLM(StackedDecoder):
 
     def __init__(self, config: Mapping[str, Any], ctx: BuildContext) -> None:
         fields, prefix = _text_part(config)
+        # Set by checkpoints that have a tensor for each expert.
+        is_separate = Fields(config, "Llama4ForCausalLM").flag("separate_experts", False)
         fields.choice("hidden_act", ("silu",), "silu")
         c = read_decoder(fields, head_dim=128, tied=False, eps=1e-5)
         shape = AttentionShape(c.hidden_size, c.n_heads, c.n_kv_heads, c.head_dim)
         rotated = _rotated(fields, c.n_layers)
         kinds = read_layer_types(fields, c.n_layers, [CHUNKED if r else FULL for r in rotated], (FULL, CHUNKED))
         chunk = narrower(fields.integer("attention_chunk_size", None), c.max_positions)
-        experts, mixed = _Mixture(ctx, fields, c), _mixed_layers(fields, c.n_layers)
+        experts, mixed = _Mixture(ctx, fields, c, is_separate), _mixed_layers(fields, c.n_layers)
         dense_size = fields.integer("intermediate_size_mlp", 16384)
         query_keys = _query_keys(ctx, fields, c)
 
@@ -91,7 +94,8 @@ def _text_part(config: Mapping[str, Any]) -> tuple[Fields, str]:
 class _Mixture:
     """Makes the experts of a layer: each row goes to few, its input scaled by their chances, and through one more."""
 
-    def __init__(self, ctx: BuildContext, fields: Fields, c: DecoderConfig) -> None:
+    def __init__(self, ctx: BuildContext, fields: Fields, c: DecoderConfig, is_separate: bool) -> None:
+        self._sources = separate_experts if is_separate else stacked_experts
         self._ctx, self._size, self._inner = ctx, c.hidden_size, c.inner_size
         n_experts, k = read_experts(fields, ("num_local_experts", "num_experts"), default=16, default_k=1)
         self._choice = SigmoidChoice(k)
@@ -100,7 +104,7 @@ class _Mixture:
     def __call__(self, name: str) -> WithSharedExpert:
         ctx, shape = self._ctx, self._shape
         router = SigmoidRouter(ctx, f"{name}.router", self._size, shape.n_experts, self._choice)
-        experts = Experts(ctx, shape, stacked_experts(f"{name}.experts", shape))
+        experts = Experts(ctx, shape, self._sources(f"{name}.experts", shape))
         shared = GatedMLP(ctx, f"{name}.shared_expert", self._size, self._inner, "silu")
         return WithSharedExpert(ctx, MixtureOfExperts(router, experts), shared)
 

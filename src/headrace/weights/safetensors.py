@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,6 +65,13 @@ class _Entry:
     nbytes: int
 
 
+def _has_separate_experts(config: dict[str, Any], names: Iterable[str]) -> bool:
+    """Quantised exports of Llama 4 have a tensor for each expert where its own files have one for all, and their
+    configurations do not say so."""
+    is_llama4 = str(config.get("model_type", "")).startswith("llama4")
+    return is_llama4 and any(".feed_forward.experts.0." in name for name in names)
+
+
 class SafetensorsCheckpoint:
     """A ``Checkpoint`` over a folder with ``config.json`` and one or more ``*.safetensors``."""
 
@@ -75,6 +82,8 @@ class SafetensorsCheckpoint:
             self._config = read_json_object(_existing(path / "config.json"))
             self._generation = read_optional_json(path / "generation_config.json")
             self._entries = self._read_entries()
+            if _has_separate_experts(self._config, self._entries):
+                self._config["separate_experts"] = True
         except BaseException:
             self.close()
             raise
