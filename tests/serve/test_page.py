@@ -101,7 +101,7 @@ def test_a_refusal_of_the_server_stands_where_the_answer_would(page: Page) -> No
     answered(page)
     assert page.locator(".answer").count() == 1
     assert page.locator(".answer .error").is_hidden()
-    assert "4 tokens" in page.inner_text(".facts").replace("\u00a0", " ")
+    page.locator(".facts", has_text="4\u00a0tokens").wait_for()
 
 
 def test_a_server_with_a_key_asks_for_it(chromium: Browser, serve: Any) -> None:
