@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.nn import functional as F
 
+from headrace.runner.draft_head import HeadDrafter
 from headrace.weights.dummy import write_safetensors
 
 LAYER_IDS = (2, 3)
@@ -126,3 +128,20 @@ def guess(
         h = h + t["mlp.down_proj.weight"] @ gated
         made = norm(h, "norm") if config.get("norm_output") else h
     return head @ norm(h, "norm")
+
+
+class Seen:
+    """What heads have drawn from: token ids known at the time, drafts among them, and logits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.draws: list[tuple[list[int], int, torch.Tensor]] = []
+        draw = HeadDrafter._draw
+
+        def noting(drafter: Any, slots: Any, logits: torch.Tensor, length: int) -> Any:
+            table = drafter._slots
+            for slot, row in zip(slots.tolist(), logits, strict=True):
+                history = table.history[slot, : table.known[slot] + length].tolist()
+                self.draws.append((history, length, row.clone()))
+            return draw(drafter, slots, logits, length)
+
+        monkeypatch.setattr(HeadDrafter, "_draw", noting)

@@ -11,10 +11,9 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from draft_heads import guess, write_head
+from draft_heads import Seen, guess, write_head
 from headrace import LLM, CheckpointError, ConfigError, EagleDecodingConfig, KvCacheConfig, ModelError, SamplingParams
 from headrace.eval import tiny
-from headrace.runner.draft_head import HeadDrafter
 
 PROMPTS = [[5 + i, 6, 7, 8 + i] * (3 + 5 * i) for i in range(5)]
 
@@ -42,23 +41,6 @@ def run(folder: Path, head: Path | None, **args: Any) -> tuple[list[list[int]], 
         witnesses = llm.get_stats()[-1]["witnesses"]
         llm.check_integrity()
     return tokens, witnesses
-
-
-class Seen:
-    """What heads have drawn from: token ids known at the time, drafts among them, and logits."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.draws: list[tuple[list[int], int, torch.Tensor]] = []
-        draw = HeadDrafter._draw
-
-        def noting(drafter: Any, slots: Any, logits: torch.Tensor, length: int) -> Any:
-            table = drafter._slots
-            for slot, row in zip(slots.tolist(), logits, strict=True):
-                history = table.history[slot, : table.known[slot] + length].tolist()
-                self.draws.append((history, length, row.clone()))
-            return draw(drafter, slots, logits, length)
-
-        monkeypatch.setattr(HeadDrafter, "_draw", noting)
 
 
 def error(folder: Path, head: Path, draws: list[tuple[list[int], int, torch.Tensor]]) -> float:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from draft_heads import Seen
 from headrace import LLM, ConfigError, KvCacheConfig, MTPDecodingConfig, SamplingParams
 from headrace.eval import tiny
-from headrace.runner.draft_head import HeadDrafter
 from mtp_layers import MtpLayer, make_llama_layer, write_layer, write_mtp
 
 PROMPTS = [[5 + i, 6, 7, 8 + i] * (3 + 5 * i) for i in range(5)]
@@ -57,23 +57,6 @@ def drafts(folder: Path, **changes: Any) -> MTPDecodingConfig:
     return MTPDecodingConfig(
         **{"max_draft_len": 3, "speculative_model": str(layer) if layer.exists() else None, **changes}
     )
-
-
-class Seen:
-    """What was drawn from: token ids known at the time, drafts among them, and logits."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.draws: list[tuple[list[int], int, torch.Tensor]] = []
-        draw = HeadDrafter._draw
-
-        def noting(drafter: Any, slots: Any, logits: torch.Tensor, length: int) -> Any:
-            table = drafter._slots
-            for slot, row in zip(slots.tolist(), logits, strict=True):
-                history = table.history[slot, : table.known[slot] + length].tolist()
-                self.draws.append((history, length, row.clone()))
-            return draw(drafter, slots, logits, length)
-
-        monkeypatch.setattr(HeadDrafter, "_draw", noting)
 
 
 @torch.no_grad()

@@ -80,7 +80,6 @@ def train_draft(
     save_answers: Annotated[
         Path | None, typer.Option(help="JSON lines for the model's answers; --data takes it.")
     ] = None,
-    in_int8: Annotated[bool, typer.Option("--int8", help="Write the head in 8 bits, half as large.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Compute threads.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
@@ -123,7 +122,7 @@ def train_draft(
     settings = Settings(n_steps=draft_len, epochs=epochs, seconds=60.0 * minutes, rate=rate, seed=seed)
     trained = train_head(
         path, conversations, out, draft_vocab=draft_vocab, mode=modes[quantization], max_tokens=max_tokens,
-        settings=settings, reporter=bars, in_int8=in_int8,
+        settings=settings, reporter=bars,
     )  # fmt: skip
     bars.close()
     if json:

@@ -59,7 +59,6 @@ def train_head(
     max_tokens: int,
     settings: Settings,
     reporter: Reporter,
-    in_int8: bool = False,
     clock: Clock | None = None,
 ) -> Trained:
     """Trains an EAGLE-3 head for the model at ``path`` and writes it to ``out``, in the public layout.
@@ -67,7 +66,6 @@ def train_head(
     Args:
         mode: one of ``eval.text_model.MODES``: how the model runs over the conversations.
         max_tokens: of a conversation; what is longer is cut.
-        in_int8: the head is written in 8 bits.
 
     Raises ``ConfigError`` where there is too little to learn from, or the model has too few layers.
     """
@@ -94,7 +92,7 @@ def train_head(
         reporter.advance(progress.share, f"loss {progress.loss:.2f}")
     reporter.stage("measuring", len(held))
     measured = trainer.tokens_per_step(held, reporter.advance)
-    save_head(out, config, head, vocabulary, in_int8)
+    _save(out, config, head, vocabulary)
     answers = torch.cat([one.tokens[one.n_prompt :] for one in held])
     coverage = (vocabulary.draft_of[answers] >= 0).double().mean().item()
     n_tokens = sum(len(one.tokens) for one in taught)
@@ -179,42 +177,7 @@ def _borrow_mlp(head: TrainableHead, checkpoint: Checkpoint, layer: int) -> None
                 parameter.copy_(checkpoint.tensor(source).float())
 
 
-def save_head(
-    out: Path, config: dict[str, Any], head: TrainableHead, vocabulary: DraftVocabulary, in_int8: bool
-) -> None:
-    """In the public layout; with ``in_int8``, its matrices as compressed-tensors has them in 8 bits."""
+def _save(out: Path, config: dict[str, Any], head: TrainableHead, vocabulary: DraftVocabulary) -> None:
     tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in head.state_dict().items()}
-    if in_int8:
-        config = config | {"quantization_config": _IN_INT8}
-        for name in [name for name, tensor in tensors.items() if tensor.dim() == 2]:
-            numbers, scales = _rounded(tensors.pop(name).float())
-            tensors |= {name: numbers, f"{name}_scale": scales}
     tensors |= {"d2t": vocabulary.offsets, "t2d": vocabulary.draft_of >= 0}
     write_safetensors(out, config, tensors)
-
-
-_GROUP = 32
-_IN_INT8 = {
-    "quant_method": "compressed-tensors",
-    "format": "int-quantized",
-    "quantization_status": "compressed",
-    "ignore": [],
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {
-                "num_bits": 8, "type": "int", "symmetric": True, "strategy": "group", "group_size": _GROUP,
-            },
-        }
-    },
-}  # fmt: skip
-"""Weights times a scale for each group of columns."""
-
-
-def _rounded(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[n_out, n_in] fp32 -> int8 of the same shape, and bfloat16 [n_out, groups]."""
-    n_out, n_in = matrix.shape
-    padded = torch.nn.functional.pad(matrix, (0, -n_in % _GROUP)).view(n_out, -1, _GROUP)
-    scales = (padded.abs().amax(2) / 127).clamp(min=1e-12).to(torch.bfloat16)
-    numbers = (padded / scales.float()[..., None]).round().clamp(-127, 127).to(torch.int8)
-    return numbers.view(n_out, -1)[:, :n_in], scales
