@@ -66,7 +66,7 @@ test-full: install
 	$(PYTEST) -m full $(TEST_ARGS)
 
 lint: install
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
