@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from headrace.runner.draft_head import HeadDrafter
+from headrace.runner.head_rows import HeadRows
 from headrace.weights.dummy import write_safetensors
 
 LAYER_IDS = (2, 3)
@@ -135,13 +137,40 @@ class Seen:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.draws: list[tuple[list[int], int, torch.Tensor]] = []
-        draw = HeadDrafter._draw
+        draw = HeadRows.draw
 
-        def noting(drafter: Any, slots: Any, logits: torch.Tensor, length: int) -> Any:
-            table = drafter._slots
+        def noting(rows: Any, slots: Any, logits: torch.Tensor, length: int) -> Any:
+            table = rows.slots
             for slot, row in zip(slots.tolist(), logits, strict=True):
                 history = table.history[slot, : table.known[slot] + length].tolist()
                 self.draws.append((history, length, row.clone()))
-            return draw(drafter, slots, logits, length)
+            return draw(rows, slots, logits, length)
 
-        monkeypatch.setattr(HeadDrafter, "_draw", noting)
+        monkeypatch.setattr(HeadRows, "draw", noting)
+
+
+def error(folder: Path, head: Path, draws: list[tuple[list[int], int, torch.Tensor]], skipped: int = 0) -> float:
+    """The largest difference from the plain computation, of a head that has not read the first ``skipped`` tokens."""
+    config, tensors = json.loads((head / "config.json").read_text()), load_file(head / "model.safetensors")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    table = tensors.get("embed_tokens.weight", model.get_input_embeddings().weight)
+    own = tensors.get("lm_head.weight", model.get_output_embeddings().weight)
+    worst = 0.0
+    with torch.no_grad():
+        for history, n_drafts, logits in draws:
+            known = len(history) - n_drafts
+            ids = torch.tensor([history])
+            hidden = model.model(ids[:, : known - 1], output_hidden_states=True).hidden_states
+            # Inputs of layers 2 and 3 of three: the last is what the final norm reads, which transformers hides.
+            states = torch.cat([hidden[2][0], _before_norm(model, ids[:, : known - 1])], 1)
+            wanted = guess(config, tensors, states[skipped:], table[ids[0, 1 + skipped :]], own)
+            worst = max(worst, (wanted - logits).abs().max().item())
+    return worst
+
+
+def _before_norm(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    kept = []
+    hook = model.model.norm.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+    model.model(ids)
+    hook.remove()
+    return kept[0][0]

@@ -160,7 +160,9 @@ def engine_options(chance: random.Random, folder: Path) -> dict[str, Any]:
             lambda: NGramDecodingConfig(max_draft_len=3),
             lambda: SADecodingConfig(max_draft_len=3, min_matching_length=1),
             lambda: DraftTargetDecodingConfig(max_draft_len=3, speculative_model=str(folder / "draft")),
-            lambda: EagleDecodingConfig(max_draft_len=3, speculative_model=str(folder / "head")),
+            lambda: EagleDecodingConfig(
+                max_draft_len=3, speculative_model=str(folder / "head"), eagle3_one_model=chance.random() < 0.5
+            ),
             lambda: UserProvidedDecodingConfig(max_draft_len=3, drafter=odd_drafter),
         )
     )()

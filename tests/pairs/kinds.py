@@ -27,7 +27,9 @@ DRAWING = frozenset(("n", "best_of"))
 """What greedy requests cannot have: all their outputs would be equal."""
 SEARCHING = frozenset(("beam_search",))
 """What drawn requests cannot have: it draws nothing."""
-NOT_OF_BEAMS = frozenset(("overlap", "ngram", "suffix", "draft_model", "eagle3", "mtp", "user_drafter"))
+NOT_OF_BEAMS = frozenset(
+    ("overlap", "ngram", "suffix", "draft_model", "eagle3", "eagle3_two_model", "mtp", "user_drafter")
+)
 """What acts on requests beside those that search: a beam goes on when all of its step is known, and has no drafts."""
 ENDS_EARLY = frozenset(("preemption", "stop_strings"))
 """Greedy outputs of the recurrent model all meet a stop string before memory is short."""

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 
-from draft_heads import Seen, guess, write_head
+from draft_heads import Seen, error, write_head
 from headrace import LLM, CheckpointError, ConfigError, EagleDecodingConfig, KvCacheConfig, ModelError, SamplingParams
 from headrace.eval import tiny
 
@@ -41,33 +40,6 @@ def run(folder: Path, head: Path | None, **args: Any) -> tuple[list[list[int]], 
         witnesses = llm.get_stats()[-1]["witnesses"]
         llm.check_integrity()
     return tokens, witnesses
-
-
-def error(folder: Path, head: Path, draws: list[tuple[list[int], int, torch.Tensor]]) -> float:
-    """The largest difference from the plain computation."""
-    config, tensors = json.loads((head / "config.json").read_text()), load_file(head / "model.safetensors")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    table = tensors.get("embed_tokens.weight", model.get_input_embeddings().weight)
-    own = tensors.get("lm_head.weight", model.get_output_embeddings().weight)
-    worst = 0.0
-    with torch.no_grad():
-        for history, n_drafts, logits in draws:
-            known = len(history) - n_drafts
-            ids = torch.tensor([history])
-            hidden = model.model(ids[:, : known - 1], output_hidden_states=True).hidden_states
-            # Inputs of layers 2 and 3 of three: the last is what the final norm reads, which transformers hides.
-            states = torch.cat([hidden[2][0], _before_norm(model, ids[:, : known - 1])], 1)
-            wanted = guess(config, tensors, states, table[ids[0, 1:]], own)
-            worst = max(worst, (wanted - logits).abs().max().item())
-    return worst
-
-
-def _before_norm(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    kept = []
-    hook = model.model.norm.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
-    model.model(ids)
-    hook.remove()
-    return kept[0][0]
 
 
 @pytest.mark.parametrize(

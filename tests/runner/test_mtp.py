@@ -74,32 +74,43 @@ def guess(model: Any, layer: MtpLayer, history: list[int], n_drafts: int) -> tor
 
 
 GRAPHS: dict[str, Any] = {}
+APART = {"mtp_eagle_one_model": False}
 CHUNKS = {"cuda_graph_config": None, "enable_chunked_prefill": True, "max_num_tokens": 24}
 
 
 @pytest.mark.parametrize(
-    ("variant", "args"),
+    ("variant", "args", "changes"),
     [
-        ("deepseek-v3", GRAPHS),
-        ("qwen3-next", CHUNKS),
-        ("nemotron-h-experts", GRAPHS),
-        ("llama", CHUNKS),
-        pytest.param("deepseek-v3", CHUNKS, marks=pytest.mark.slow),
-        pytest.param("qwen3-next", GRAPHS, marks=pytest.mark.slow),
-        pytest.param("nemotron-h-experts", CHUNKS, marks=pytest.mark.slow),
-        pytest.param("gemma3-untied-window-40", GRAPHS, marks=pytest.mark.slow),
-        pytest.param("llama4-chunk-40-odd", GRAPHS, marks=pytest.mark.slow),
+        ("deepseek-v3", GRAPHS, {}),
+        ("qwen3-next", CHUNKS, {}),
+        ("nemotron-h-experts", GRAPHS, APART),
+        ("llama", CHUNKS, {}),
+        pytest.param("deepseek-v3", CHUNKS, APART, marks=pytest.mark.slow),
+        pytest.param("qwen3-next", GRAPHS, APART, marks=pytest.mark.slow),
+        pytest.param("llama4-chunk-40-odd", CHUNKS, APART, marks=pytest.mark.slow),
+        pytest.param("deepseek-v3", CHUNKS, {}, marks=pytest.mark.slow),
+        pytest.param("qwen3-next", GRAPHS, {}, marks=pytest.mark.slow),
+        pytest.param("nemotron-h-experts", CHUNKS, {}, marks=pytest.mark.slow),
+        pytest.param("gemma3-untied-window-40", GRAPHS, {}, marks=pytest.mark.slow),
+        pytest.param("llama4-chunk-40-odd", GRAPHS, {}, marks=pytest.mark.slow),
     ],
 )
 def test_every_drafts_logits_are_those_of_the_plain_computation(
-    made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, variant: str, args: dict[str, Any]
+    made: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    variant: str,
+    args: dict[str, Any],
+    changes: dict[str, Any],
 ) -> None:
     folder, model, layer = made(variant)
     seen = Seen(monkeypatch)
     # With a prefix hit, the key of a block's last token has seen another text's next token.
-    outputs, witnesses = run(folder, drafts(folder), kv_cache_config=KvCacheConfig(enable_block_reuse=False), **args)
+    outputs, witnesses = run(
+        folder, drafts(folder, **changes), kv_cache_config=KvCacheConfig(enable_block_reuse=False), **args
+    )
     assert witnesses["mtp_tokens"] == len(seen.draws) > 100
     assert {length for _, length, _ in seen.draws} == {0, 1, 2}
+    assert (witnesses.get("draft_cache_blocks", 0) > 0) == (changes is APART)
     assert (witnesses.get("graph_replays", 0) > 0) == (args is GRAPHS)
     for history, n_drafts, logits in seen.draws[:: len(seen.draws) // 24]:
         torch.testing.assert_close(logits, guess(model, layer, history, n_drafts), atol=1e-3, rtol=1e-3)
@@ -111,7 +122,6 @@ def test_every_drafts_logits_are_those_of_the_plain_computation(
     ("changes", "message"),
     [
         ({"num_nextn_predict_layers": 2}, "older name of max_draft_len=3"),
-        ({"mtp_eagle_one_model": False}, "mtp_eagle_one_model"),
         ({"use_mtp_vanilla": True}, "use_mtp_vanilla"),
     ],
 )

@@ -157,25 +157,32 @@ FEATURES: tuple[Feature, ...] = (
         excludes=_one_proposer("ngram", "suffix", "draft_model"),
     ),
     Feature(
+        "eagle3_two_model",
+        "EAGLE-3 speculation, two models",
+        "speculative_config=EagleDecodingConfig(max_draft_len, speculative_model, eagle3_one_model=False)",
+        "draft_cache_blocks",
+        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3"),
+    ),
+    Feature(
         "mtp",
-        "MTP speculation, one model",
+        "MTP speculation",
         "speculative_config=MTPDecodingConfig(max_draft_len)",
         "mtp_tokens",
-        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3"),
+        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "eagle3_two_model"),
     ),
     Feature(
         "user_drafter",
         "Drafts of the user's function",
         "speculative_config=UserProvidedDecodingConfig(max_draft_len, drafter)",
         "drafts_proposed",
-        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "mtp"),
+        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "eagle3_two_model", "mtp"),
     ),
     Feature(
         "save_states",
         "Hidden states on disk",
         "speculative_config=SaveHiddenStatesDecodingConfig(output_directory)",
         "saved_states",
-        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "mtp", "user_drafter")
+        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "eagle3_two_model", "mtp", "user_drafter")
         | dict.fromkeys(
             ("kv_reuse", "partial_reuse", "retention", "host_cache", "disk_cache"), "every token has to be computed"
         )

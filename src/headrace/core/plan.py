@@ -109,6 +109,8 @@ class SlotInit:
     """What is taken from the prompt's rows; None: it is continued."""
     request_id: int = -1
     """The request's, as its user knows it; -1 where nobody asks."""
+    identity: str | None = None
+    """What prefixes of it are shared under (``Request.cache_identity``)."""
     second_from: int | None = None
     """Where the second of two texts begins; None: there is one."""
     grammar: Any = None

@@ -97,8 +97,8 @@ class EagleDecodingConfig(DecodingBaseConfig):
     decoding_type: Literal["Eagle"] = "Eagle"
     speculative_model: str
     """Folder, built-in name or hub id of the head."""
-    eagle3_one_model: Literal[True] = True
-    """The head runs in the model's own worker, and its keys and values lie in the same cache."""
+    eagle3_one_model: bool = True
+    """The head's keys and values lie in the model's cache. False: it has a cache of its own, with a prefix index."""
     eagle3_layers_to_capture: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """The layers whose outputs the head reads, from 0 on; None: what its configuration says, else the usual three."""
     use_dynamic_tree: Literal[False] = False
@@ -121,8 +121,8 @@ class MTPDecodingConfig(DecodingBaseConfig):
     """Folder, built-in name or hub id of what has the layer; None: the model's own checkpoint."""
     use_mtp_vanilla: Literal[False] = False
     """One layer makes all drafts, from its own states."""
-    mtp_eagle_one_model: Literal[True] = True
-    """The layer runs in the model's own worker, and its keys and values lie in the same cache."""
+    mtp_eagle_one_model: bool = True
+    """The layer's keys and values lie in the model's cache. False: it has a cache of its own, with a prefix index."""
 
     @model_validator(mode="before")
     @classmethod

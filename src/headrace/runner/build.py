@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from headrace.cache.arena import ArenaLayout, TierSizes, arena_for_tokens, plan_arena, tier_layout, tier_sectors
 from headrace.cache.groups import CacheGroup, group_layers
+from headrace.cache.manager import CacheManager, CacheOptions
 from headrace.cache.specs import RecurrentState
 from headrace.core.cgroup import usable_cpus
 from headrace.core.config import BuildCacheConfig, LlmArgs
@@ -52,8 +53,11 @@ from headrace.weights.resolve import cache_folder
 
 from .adapters import adapter_rows
 from .build_cache import DiskCache, NoCache, WeightCache
-from .drafting import ModelSource, Parts, drafting_by
+from .draft_cache import OwnKeys
+from .drafter import Drafter
+from .drafting import Drafting, ModelSource, Parts, drafting_by
 from .graph import Graphs, NoGraphs, StepGraphs
+from .head_keys import HeadKeys, SharedKeys
 from .media import NO_MEDIA, CrossMedia, Media
 from .memory import MemoryPlan, available_bytes, kv_budget
 from .pooling import Poolers
@@ -103,13 +107,15 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         drafting = drafting_by(args.speculative_config, sources, ctx, algorithm, model, max_seq_len)
         models = [model, *drafting.models]
         layers, taps = _captured(args, model)
-        groups = group_layers([spec for one in models for spec in one.cache_specs()])
+        sharing = [model] if drafting.has_own_cache else models
+        groups, draft_groups = _groups(sharing), _groups(models[len(sharing) :])
     with phases.time("plan memory"):
         slots = _slot_table(args, groups, max_seq_len, max_drafts)
         cache = _weight_cache(args.enable_build_cache)
         n_bytes = sum(one.n_bytes for one in models)
         adapter_bytes = adapters.nbytes(dtype.itemsize)
-        layout, tiers, memory = _plan_memory(args, n_bytes, groups, max_seq_len, slots.nbytes, adapter_bytes)
+        taken = n_bytes, (groups, draft_groups), max_seq_len, slots.nbytes, adapter_bytes
+        layout, draft_layout, tiers, memory = _plan_memory(args, *taken)
     with phases.time("load weights"):
         for one, source in zip(models, [sources[0], *drafting.sources], strict=True):
             _load(one, source.checkpoint or _dummy(source.config, one, dtype), threads, cache)
@@ -117,21 +123,18 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     with phases.time("lay out cache"):
         views = arena_views(layout, groups, kv_dtype)
         mover = _mover(args, layout, tiers, groups, views, kv_dtype)
-        _bind(models, groups, views)
+        _bind(sharing, groups, views)
         sampler_type, sampler = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
         acceptance = _acceptance(args.speculative_config, model.vocab_size)
         if acceptance is not None:
             sampler = SplitSampler(sampler, args.max_batch_size, model.vocab_size, acceptance)
         sizes = _graph_sizes(args, ops, min(most_rows, args.max_batch_size * (1 + max_drafts)))
-        graphs_of = _graph_maker(args, ops, groups, sizes)
-        graphs = graphs_of(model, taps or drafting.taps)
-
-        def own_sampler() -> Sampler:
-            if acceptance is not None and acceptance.rejects:
-                return TorchSampler(args.max_batch_size, model.vocab_size, Remembering(acceptance.board))
-            return _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)[1]
-
-        drafter = drafting.build(Parts(own_sampler, ops, groups, slots, graphs_of, device))
+        graphs = _graph_maker(args, ops, groups, sizes)(model, taps or drafting.taps)
+        keys: HeadKeys = SharedKeys(groups, slots, device)
+        if drafting.has_own_cache:
+            tables = _slot_table(args, draft_groups, max_seq_len, max_drafts)
+            keys = _own_keys(args, drafting.models, draft_groups, draft_layout, kv_dtype, slots, tables)
+        drafter = _drafter(args, drafting, ops, keys, slots, sizes, acceptance, model.vocab_size)
     capacity = _capacity(args, model, max_seq_len, groups, layout, tiers, narrowed)
     effective = {
         "dtype": str(dtype).removeprefix("torch."),
@@ -151,6 +154,46 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     saver = _saver(args, layers, taps, slots)
     runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, *parts, saver)
     return Worker(runner, capacity, memory, effective)
+
+
+def _groups(models: Sequence[Model]) -> tuple[CacheGroup, ...]:
+    return group_layers([spec for model in models for spec in model.cache_specs()])
+
+
+def _own_keys(
+    args: LlmArgs,
+    models: Sequence[Model],
+    groups: Sequence[CacheGroup],
+    layout: ArenaLayout,
+    kv_dtype: torch.dtype,
+    slots: SlotTable,
+    tables: SlotTable,
+) -> OwnKeys:
+    """Lays out a cache for ``models`` alone."""
+    views = arena_views(layout, groups, kv_dtype)
+    _bind(models, groups, views)
+    config = args.kv_cache_config
+    options = CacheOptions(config.enable_block_reuse, config.enable_block_reuse and config.enable_partial_reuse)
+    return OwnKeys(CacheManager(groups, layout, options), groups, BlockMover(views), slots, tables, views[0].device)
+
+
+def _drafter(
+    args: LlmArgs,
+    drafting: Drafting,
+    ops: Ops,
+    keys: HeadKeys,
+    slots: SlotTable,
+    sizes: Sequence[int],
+    acceptance: Acceptance | None,
+    vocab_size: int,
+) -> Drafter:
+    def sampler() -> Sampler:
+        if acceptance is not None and acceptance.rejects:
+            return TorchSampler(args.max_batch_size, vocab_size, Remembering(acceptance.board))
+        return _sampler(args.sampler_type, args.max_batch_size, vocab_size)[1]
+
+    graphs = _graph_maker(args, ops, keys.groups, sizes)
+    return drafting.build(Parts(sampler, ops, keys, slots, graphs, torch.device("cpu")))
 
 
 def _captured(args: LlmArgs, model: Model) -> tuple[Sequence[int], Taps | None]:
@@ -387,13 +430,18 @@ def _max_seq_len(args: LlmArgs, model: Model) -> int:
 def _plan_memory(
     args: LlmArgs,
     weight_bytes: int,
-    groups: Sequence[CacheGroup],
+    both: tuple[Sequence[CacheGroup], Sequence[CacheGroup]],
     max_seq_len: int,
     slot_bytes: int,
     adapter_bytes: int,
-) -> tuple[ArenaLayout, TierSizes, MemoryPlan]:
+) -> tuple[ArenaLayout, ArenaLayout, TierSizes, MemoryPlan]:
+    """``both``: the groups of the cache, and those of a cache of drafts, which has room for as many tokens."""
     available, cache = available_bytes(), args.kv_cache_config
-    wanted = arena_for_tokens(groups, cache.max_tokens or args.max_batch_size * max_seq_len)
+    groups, draft_groups = both
+    n_tokens = cache.max_tokens or args.max_batch_size * max_seq_len
+    wanted, drafts = arena_for_tokens(groups, n_tokens), arena_for_tokens(draft_groups, n_tokens)
+    draft_bytes = drafts.nbytes if draft_groups else 0
+    n_bytes = wanted.nbytes + draft_bytes
     tiers = TierSizes(
         tier_sectors(wanted, cache.host_cache_size or 0), tier_sectors(wanted, cache.disk_cache_size or 0)
     )
@@ -403,21 +451,25 @@ def _plan_memory(
             f"KvCacheConfig.host_cache_size={cache.host_cache_size} takes {host:,} bytes beside {weight_bytes:,} of"
             f" weights, and {available:,} are available; lower it"
         )
-    budget = kv_budget(wanted.nbytes, weight_bytes + adapter_bytes, available - host)
+    budget = kv_budget(n_bytes, weight_bytes + adapter_bytes, available - host)
     if not groups:
-        return wanted, tiers, MemoryPlan(weight_bytes, 0, slot_bytes, available, 0, adapter_bytes)
+        return wanted, drafts, tiers, MemoryPlan(weight_bytes, 0, slot_bytes, available, 0, adapter_bytes)
     if cache.max_tokens is None:
-        layout = plan_arena(groups, budget)
-    elif wanted.nbytes + host + weight_bytes > available:
+        layout = plan_arena(groups, budget - budget * draft_bytes // n_bytes)
+        if draft_groups:
+            drafts = plan_arena(draft_groups, budget * draft_bytes // n_bytes)
+            draft_bytes = drafts.nbytes
+    elif n_bytes + host + weight_bytes > available:
         raise ConfigError(
-            f"KvCacheConfig.max_tokens={cache.max_tokens} takes {wanted.nbytes:,} bytes beside {weight_bytes:,} of"
+            f"KvCacheConfig.max_tokens={cache.max_tokens} takes {n_bytes:,} bytes beside {weight_bytes:,} of"
             f" weights and {host:,} of the host tier (host_cache_size), and {available:,} are available; lower it"
         )
     else:
         layout = wanted
     per_token = sum(group.block_bytes for group in groups if group.spec.of_tokens) / BLOCK_TOKENS
     kv_tokens = int((layout.n_sectors - 1) * layout.sector_bytes / per_token)
-    return layout, tiers, MemoryPlan(weight_bytes, layout.nbytes, slot_bytes, available, kv_tokens, adapter_bytes, host)
+    sizes = (weight_bytes, layout.nbytes, slot_bytes, available, kv_tokens, adapter_bytes, host, draft_bytes)
+    return layout, drafts, tiers, MemoryPlan(*sizes)
 
 
 def _mover(

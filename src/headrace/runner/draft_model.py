@@ -93,6 +93,9 @@ class ModelDrafter:
         quiet = init.sampling.model_copy(update={"logprobs": None, "prompt_logprobs": None})
         self._sampler.bind(dataclasses.replace(init, sampling=quiet))
 
+    def release(self, slot: int) -> None:
+        self._sampler.release(slot)
+
     def drafts(self, works: Sequence[SeqWork], counters: Counter[str]) -> list[tuple[int, ...]]:
         if not works:
             return []

@@ -23,6 +23,10 @@ class Drafter(Protocol):
         """The slot now belongs to this sequence; the sampler has taken its options."""
         ...
 
+    def release(self, slot: int) -> None:
+        """Its sequence has left the slot."""
+        ...
+
     def drafts(self, works: Sequence[SeqWork], counters: Counter[str]) -> list[tuple[int, ...]]:
         """The draft tokens of each work: those that came with it, or made here in place of ``FROM_DRAFTER``."""
         ...
@@ -40,6 +44,9 @@ class NoDrafter:
         pass
 
     def bind(self, init: SlotInit) -> None:
+        pass
+
+    def release(self, slot: int) -> None:
         pass
 
     def drafts(self, works: Sequence[SeqWork], counters: Counter[str]) -> list[tuple[int, ...]]:

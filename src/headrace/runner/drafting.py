@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 
-from headrace.cache.groups import CacheGroup
 from headrace.core.errors import ConfigError
 from headrace.core.speculative import (
     DecodingBaseConfig,
@@ -32,6 +31,8 @@ from .draft_head import HeadDrafter
 from .draft_model import ModelDrafter, check_draft_model
 from .drafter import NO_DRAFTER, Drafter
 from .graph import Graphs
+from .head_keys import HeadKeys
+from .head_rows import HeadRows, Pass
 from .scheme import scheme_for
 from .slots import SlotTable
 
@@ -52,9 +53,10 @@ class Parts:
 
     make_sampler: Callable[[], Sampler]
     ops: Ops
-    groups: Sequence[CacheGroup]
+    keys: HeadKeys
     slots: SlotTable
     make_graphs: Callable[[Model, Taps], Graphs]
+    """Over the groups of ``keys``."""
     device: torch.device
 
 
@@ -67,6 +69,8 @@ class Drafting(Protocol):
     """What each of them is loaded from."""
     taps: Taps
     """Of the target."""
+    has_own_cache: bool
+    """The models' keys and values lie apart from the target's."""
 
     def build(self, parts: Parts) -> Drafter: ...
 
@@ -75,6 +79,7 @@ class _ByTheHost:
     models: tuple[Model, ...] = ()
     sources: tuple[ModelSource, ...] = ()
     taps = NO_TAPS
+    has_own_cache = False
 
     def build(self, parts: Parts) -> Drafter:
         return NO_DRAFTER
@@ -82,6 +87,7 @@ class _ByTheHost:
 
 class _ByModel:
     taps = NO_TAPS
+    has_own_cache = False
 
     def __init__(self, source: ModelSource, ctx: BuildContext, algorithm: str | None, target: Model, max_seq_len: int):
         scheme = scheme_for(algorithm, source.checkpoint, ctx.ops.round_blocks)
@@ -93,27 +99,38 @@ class _ByModel:
     def build(self, parts: Parts) -> Drafter:
         (draft,) = self.models
         graphs = parts.make_graphs(draft, NO_TAPS)
-        return ModelDrafter(draft, parts.make_sampler(), parts.ops, parts.groups, parts.slots, graphs, parts.device)
+        return ModelDrafter(
+            draft, parts.make_sampler(), parts.ops, parts.keys.groups, parts.slots, graphs, parts.device
+        )
 
 
 class _ByHead:
     """One head, which goes on from its own states. ``counter``: of the tokens that it drafts."""
 
     def __init__(
-        self, head: Eagle3Head | MtpHead, source: ModelSource, taps: Taps, vocab_size: int, counter: str
+        self,
+        head: Eagle3Head | MtpHead,
+        source: ModelSource,
+        taps: Taps,
+        vocab_size: int,
+        counter: str,
+        *,
+        has_own_cache: bool,
     ) -> None:
         self._head, self._vocab_size, self._counter = head, vocab_size, counter
+        self.has_own_cache = has_own_cache
         self.models: tuple[Model, ...] = (head,)
         self.sources = (source,)
         self.taps = taps
 
     def build(self, parts: Parts) -> Drafter:
         head = self._head
-        graphs = (parts.make_graphs(head, head.taps), parts.make_graphs(head, head.taps))
-        return HeadDrafter(
-            head, self.taps, parts.make_sampler(), self._vocab_size, parts.ops, parts.groups, parts.slots, graphs,
-            parts.device, self._counter,
-        )  # fmt: skip
+        first, further = (Pass(head, parts.make_graphs(head, head.taps)) for _ in range(2))
+        return HeadDrafter(first, further, self.taps, _rows(parts, self._vocab_size, head.token_ids), self._counter)
+
+
+def _rows(parts: Parts, vocab_size: int, token_ids: torch.Tensor) -> HeadRows:
+    return HeadRows(parts.make_sampler(), vocab_size, token_ids, parts.ops, parts.keys, parts.slots, parts.device)
 
 
 def _by_eagle3(source: ModelSource, ctx: BuildContext, config: EagleDecodingConfig, target: Model) -> Drafting:
@@ -130,7 +147,8 @@ def _by_eagle3(source: ModelSource, ctx: BuildContext, config: EagleDecodingConf
     tables = (target.embed.__call__, target.head.__call__)  # type: ignore[attr-defined]
     head = Eagle3Head(source.config, replace(ctx, scheme=_of_heads(ctx)), checkpoint, *tables, sizes)
     taps = tap_layers(target, layers, "EagleDecodingConfig.eagle3_layers_to_capture, or the head's own ids")
-    return _ByHead(head, source, taps, target.vocab_size, "draft_head_tokens")
+    apart = not config.eagle3_one_model
+    return _ByHead(head, source, taps, target.vocab_size, "draft_head_tokens", has_own_cache=apart)
 
 
 def _by_mtp(
@@ -143,7 +161,8 @@ def _by_mtp(
     scheme = scheme_for(algorithm, source.checkpoint, ctx.ops.round_blocks) if own else _of_heads(ctx)
     where = "the model's checkpoint" if own else f"speculative_model={config.speculative_model!r}"
     heads = mtp_heads(source.config, replace(ctx, scheme=scheme), source.checkpoint, target, where)
-    return _ByHead(heads[0], source, tap_norm(target), target.vocab_size, "mtp_tokens")
+    apart = not config.mtp_eagle_one_model
+    return _ByHead(heads[0], source, tap_norm(target), target.vocab_size, "mtp_tokens", has_own_cache=apart)
 
 
 def _generating(target: Model, config: str) -> Decoder:

@@ -44,10 +44,16 @@ class MemoryPlan:
     """Of as many as may be loaded, each of the largest rank; taken when one is loaded."""
     host_tier: int = 0
     """For blocks that had to make room in the cache."""
+    draft_cache: int = 0
+    """Of a draft head that has a cache of its own."""
 
     def rows(self) -> list[tuple[str, int]]:
         rows = [("weights", self.weights), ("KV cache", self.kv_cache), ("slots", self.slots)]
-        rare = [("adapters, at most", self.adapters), ("KV cache, host tier", self.host_tier)]
+        rare = [
+            ("adapters, at most", self.adapters),
+            ("KV cache, host tier", self.host_tier),
+            ("KV cache of drafts", self.draft_cache),
+        ]
         return rows + [(what, size) for what, size in rare if size]
 
     def __str__(self) -> str:

@@ -100,6 +100,7 @@ class StepRunner:
         self.slots.choose(plan.appends)
         for slot in plan.released:
             self.sampler.release(slot)
+            self.drafter.release(slot)
         for init in plan.inits:
             self._bind(init)
         self.slots.update_blocks(plan.block_updates)

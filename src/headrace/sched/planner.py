@@ -300,6 +300,7 @@ def _slot_init(seq: Sequence, computed: int, *, encodes: bool = False) -> SlotIn
         max_length=seq.max_length,
         pooling=request.pooling,
         request_id=request.request_id,
+        identity=request.cache_identity,
         second_from=request.second_from,
         grammar=request.grammar,
         media=request.media,
