@@ -162,11 +162,13 @@ struct Totals {
 // What goes with one block.
 template <int rows, int64_t stride>
 inline __attribute__((always_inline)) void fetch_block(Ahead& ahead) {
-    if (ahead.step == stride)
+    if (ahead.step == stride) {
         prefetch<rows>(ahead.from, stride);  // unrolled
-    else
+    } else {
         prefetch<rows>(ahead.from, ahead.step);
-    ahead.from += ahead.step;
+        prefetch<rows>(ahead.later, ahead.later_step);
+    }
+    ahead = ahead.after(1);
 }
 
 // The sums of `blocks` blocks of e4m3 to totals [rows][32].
@@ -260,7 +262,7 @@ void block_tile(const char* w, const char* x, int64_t blocks, int64_t segments, 
     alignas(64) float parts[4 * size];
     const int64_t each = blocks / 4, w_step = each * block_bytes(F::format), x_step = each * rows * x_block_bytes(F::format);
     for (int64_t i = 0; i < 4; ++i)
-        F::template add<rows>(w + i * w_step, x + i * x_step, each, {ahead.from + i * each * ahead.step, ahead.step},
+        F::template add<rows>(w + i * w_step, x + i * x_step, each, ahead.after(i * each),
                               parts + i * size);
     for (int64_t i = 0; i < size; i += Vec::lanes) {
         const Vec first = Vec::load(parts + i) + Vec::load(parts + size + i);
@@ -324,16 +326,16 @@ void store_totals(const BlockLinear& job, const float* totals, int64_t rows, Y* 
 // As `linear`.
 template <class T>
 void block_linear(const BlockLinear& job, const void* x_packed, const RowBlocks& blocks, int64_t first_block,
-                  int64_t last_block, int64_t first_panel, int64_t last_panel) {
-    const int64_t row_bytes = blocks_of(job.k) * x_block_bytes(job.format), count = last_block - first_block;
-    const int64_t bytes = panel_bytes(job.k, job.format);
+                  int64_t last_block, int64_t first_panel, int64_t last_panel, Later* later) {
+    const int64_t units = blocks_of(job.k), unit = block_bytes(job.format), count = last_block - first_block;
+    const int64_t row_bytes = units * x_block_bytes(job.format);
     alignas(64) float totals[block_tile_rows * panel_outputs];
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-        const char* w = static_cast<const char*>(job.weight) + panel * bytes;
+        const char* w = static_cast<const char*>(job.weight) + panel * units * unit;
         for (int64_t block = first_block; block < last_block; ++block) {
             const int64_t row = first_row(blocks, block), rows = first_row(blocks, block + 1) - row;
-            const Ahead ahead = Ahead::of(w, bytes, block_bytes(job.format), block - first_block, count, rows);
-            block_tile_of(job.format, rows)(w, static_cast<const char*>(x_packed) + row * row_bytes, blocks_of(job.k),
+            const Ahead ahead = Ahead::of(w, units, unit, block_units, block - first_block, count, rows, later);
+            block_tile_of(job.format, rows)(w, static_cast<const char*>(x_packed) + row * row_bytes, units,
                                             job.segments, ahead, totals);
             if (job.wide)
                 store_totals<T>(job, totals, rows, static_cast<float*>(job.y) + row * job.y_stride, panel);

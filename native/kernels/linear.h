@@ -20,18 +20,29 @@ inline __attribute__((always_inline)) void prefetch(const char* from, int64_t by
     for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line, 0, rows < low_rows ? 3 : 2);
 }
 
-// What a tile asks for while it computes: `step` bytes further on after every `unit` bytes of its panel.
+// What a tile asks for while it computes, after every unit of its panel: a step of what panels hold, and one of what a
+// later job reads.
 struct Ahead {
     const char* from;
+    const char* later;
     int64_t step;
+    int64_t later_step;
 
-    // For block `index` of `count` that pass over the panel at w, of `bytes`, one after another. A block alone fetches what
-    // itself will read soon. Of several the first would wait for memory and the others not ask for any: each fetches its
-    // part of the next panel.
-    static Ahead of(const char* w, int64_t bytes, int64_t unit, int64_t index, int64_t count, int64_t rows) {
-        if (count == 1) return {w + (rows < low_rows ? 4096 : 8192), unit};
-        return {w + bytes + bytes * index / count, (unit + count - 1) / count};
+    // For block `index` of `count` that pass over the panel at w, of so many units, one after another. A block alone fetches
+    // what itself will read soon. Of several the first would wait for memory and the others not ask for any: each fetches
+    // its part of the next panel, and of what is read later a line a unit of `lines` lines.
+    static Ahead of(const char* w, int64_t units, int64_t unit, int64_t lines, int64_t index, int64_t count, int64_t rows,
+                    Later* later) {
+        if (count == 1) return {w + (rows < low_rows ? 4096 : 8192), w, unit, 0};
+        Ahead ahead{w + units * unit + units * unit * index / count, w, (unit + count - 1) / count, 0};
+        if (!later) return ahead;
+        int64_t size;
+        ahead.later = later->take(units * lines * 64, size);
+        ahead.later_step = (size + units - 1) / units;
+        return ahead;
     }
+
+    Ahead after(int64_t units) const { return {from + units * step, later + units * later_step, step, later_step}; }
 };
 
 // Units [first, last) of one row of x, among `rows`.
@@ -82,8 +93,10 @@ struct Tile {
             for (int v = 0; v < panel_vecs; ++v) parts[r][v] = Vec::zero();
 #pragma GCC unroll 2
         for (int64_t unit = 0; unit < units; ++unit) {
-            prefetch<rows>(ahead.from, panel_outputs * unit_bytes);
-            ahead.from += ahead.step;
+            prefetch<rows>(ahead.from, 64);
+            // A step of a whole unit is 2 lines, and goes with nothing else.
+            prefetch<rows>(ahead.later_step ? ahead.later : ahead.from + 64, 64);
+            ahead = ahead.after(1);
             D::template step<rows, panel_vecs>(w, x, parts);
             w += panel_outputs * unit_bytes;
             x += rows * D::x_bytes;
@@ -103,7 +116,7 @@ struct Tile {
         if (segments == 1) return run(w, x, units, ahead);
         const int64_t each = units / 4, w_step = each * panel_outputs * unit_bytes, x_step = each * rows * D::x_bytes;
         const auto quarter = [&](Tile& tile, int64_t i) {
-            tile.run(w + i * w_step, x + i * x_step, each, {ahead.from + i * each * ahead.step, ahead.step});
+            tile.run(w + i * w_step, x + i * x_step, each, ahead.after(i * each));
         };
         Tile second;
         quarter(*this, 0);
@@ -155,16 +168,16 @@ TileFunction tile_of(int64_t height) {
 // Blocks [first_block, last_block) of rows times panels [first_panel, last_panel). x_packed holds all rows, block by block.
 template <class T>
 void linear(const Linear& job, const void* x_packed, const RowBlocks& blocks, int64_t first_block, int64_t last_block,
-            int64_t first_panel, int64_t last_panel) {
+            int64_t first_panel, int64_t last_panel, Later* later) {
     const int64_t row_bytes = units_of(job.k, Dot<T>::dtype) * Dot<T>::x_bytes;
-    const int64_t bytes = panel_bytes(job.k, Dot<T>::dtype), count = last_block - first_block;
+    const int64_t units = units_of(job.k, Dot<T>::dtype), unit = panel_outputs * unit_bytes, count = last_block - first_block;
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-        const char* w = static_cast<const char*>(job.weight) + panel * bytes;
+        const char* w = static_cast<const char*>(job.weight) + panel * units * unit;
         for (int64_t block = first_block; block < last_block; ++block) {
             const int64_t row = first_row(blocks, block), rows = first_row(blocks, block + 1) - row;
             tile_of<T, tile_rows>(rows)(
                 job, static_cast<const char*>(x_packed) + row * row_bytes, row, panel,
-                Ahead::of(w, bytes, panel_outputs * unit_bytes, block - first_block, count, rows));
+                Ahead::of(w, units, unit, 1, block - first_block, count, rows, later));
         }
     }
 }

@@ -44,6 +44,28 @@ struct RowBlocks {
 static inline RowBlocks row_blocks(int64_t rows, int64_t limit) { return {rows, (rows + limit - 1) / limit}; }
 static inline int64_t first_row(const RowBlocks& blocks, int64_t block) { return blocks.rows * block / blocks.count; }
 
+// Memory that a later job will read, for one thread: `bytes` from `base` on in each of some blocks. Products of many rows, which
+// compute more than they read, ask for it meanwhile.
+struct Later {
+    const char* base = nullptr;
+    const int32_t* blocks = nullptr;
+    int64_t count = 0;   // of blocks
+    int64_t stride = 0;  // bytes from a block to the next
+    int64_t bytes = 0;
+    int64_t block = 0;   // what has not been asked for begins at byte `offset` of this one
+    int64_t offset = 0;
+
+    // The next `size` bytes, `most` or less; none in the end.
+    const char* take(int64_t most, int64_t& size) {
+        if (block >= count) return size = 0, base;
+        const char* from = base + blocks[block] * stride + offset;
+        size = bytes - offset < most ? bytes - offset : most;
+        offset += size;
+        if (offset == bytes) offset = 0, ++block;
+        return from;
+    }
+};
+
 // Rows of the packed weight as vectors: y[t] = row ids[t].
 struct Embedding {
     const int64_t* ids;

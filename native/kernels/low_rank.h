@@ -12,7 +12,7 @@ void add_tile(const LowRankAdd& job, const char* u, int64_t place, int64_t panel
     using D = Dot<T>;
     Tile<D, rows> sums;
     const char* b = static_cast<const char*>(job.b) + panel * panel_bytes(job.rank, D::dtype);
-    sums.run(b, u, units_of(job.rank, D::dtype), Ahead::of(b, 0, panel_outputs * unit_bytes, 0, 1, rows));
+    sums.run(b, u, units_of(job.rank, D::dtype), Ahead::of(b, 0, panel_outputs * unit_bytes, 0, 0, 1, rows, nullptr));
     const Vec scale = Vec::all(job.scale);
     for (int v = 0; v < panel_vecs; ++v) {
         const int64_t column = panel * panel_outputs + v * Vec::lanes, left = job.n - column;

@@ -21,7 +21,7 @@ struct LinearKernels {
     int64_t x_unit_bytes;   // of a packed unit of x
     void (*pack_x)(const Linear&, int64_t first_row, int64_t last_row, void* packed);
     void (*run)(const Linear&, const void* x_packed, const RowBlocks& blocks, int64_t first_block, int64_t last_block,
-                int64_t first_panel, int64_t last_panel);
+                int64_t first_panel, int64_t last_panel, Later* later);
 };
 
 // As LinearKernels, for a weight in blocks.
@@ -29,7 +29,7 @@ struct BlockLinearKernels {
     int64_t tile_rows;
     void (*pack_x)(const BlockLinear&, int64_t first_row, int64_t last_row, void* packed);
     void (*run)(const BlockLinear&, const void* x_packed, const RowBlocks& blocks, int64_t first_block, int64_t last_block,
-                int64_t first_panel, int64_t last_panel);
+                int64_t first_panel, int64_t last_panel, Later* later);
 };
 
 struct AttentionKernels {

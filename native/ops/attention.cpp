@@ -6,6 +6,7 @@
 
 #include "core/isa.h"
 #include "core/pool.h"
+#include "ops/later.h"
 
 namespace headrace {
 namespace {
@@ -26,6 +27,7 @@ void AttentionPlan::fill(const Step& step) {
         for (int64_t row = step.query_starts[seq]; row < step.query_starts[seq + 1]; row += attention_tile_rows)
             add_tile(step, seq, row, std::min(attention_tile_rows, step.query_starts[seq + 1] - row));
     share_out(step.n_kv_heads);
+    find_read(step);
     by_head_ = int64_t(tiles_.size()) > step.n_seqs;
 }
 
@@ -63,6 +65,21 @@ void AttentionPlan::add_tile(const Step& step, int64_t seq, int64_t row, int64_t
     const int64_t first_segment = end ? first / segment_tokens : 0;
     const int64_t n_segments = (end + segment_tokens - 1) / segment_tokens - first_segment;
     tiles_.push_back({row, n_rows, seen, blocks_.data() + seq * step.columns, first_segment, n_segments, -1});
+}
+
+void AttentionPlan::find_read(const Step& step) {
+    read_.clear();
+    for (int64_t seq = 0; seq < step.n_seqs; ++seq) {
+        int64_t first = INT64_MAX, end = 0;
+        for (int64_t row = step.query_starts[seq]; row < step.query_starts[seq + 1]; ++row) {
+            const KeyRange seen = ranges_[size_t(row)];
+            if (seen.nothing()) continue;
+            first = std::min(first, seen.first / block_tokens);
+            end = std::max(end, (seen.end + block_tokens - 1) / block_tokens);
+        }
+        const int32_t* blocks = blocks_.data() + seq * step.columns;
+        if (first < end) read_.insert(read_.end(), blocks + first, blocks + end);
+    }
 }
 
 // Tiles to threads, and where they are too few or too long, runs of their segments.
@@ -128,6 +145,12 @@ void run(const AddWhereSeen& job, const AttentionPlan* plan, Dtype dtype, int64_
 
 void run(const Attend& job, AttentionPlan* plan, Dtype rows, Dtype cache, int64_t n_rows) {
     plan->attend(kernels().attention[int(rows)][int(cache)], job, n_rows);
+    // A block holds all layers of its group side by side, and the next of them is read next.
+    const int64_t value = cache == Dtype::f32 ? 4 : cache == Dtype::bf16 ? 2 : 1;
+    const int64_t key = value == 1 ? stored<char>(job.key_dim) : job.key_dim, scales = value == 1 ? 2 * int64_t(sizeof(float)) : 0;
+    const int64_t layer = block_tokens * job.n_kv_heads * ((key + job.value_dim) * value + scales);
+    const int64_t stride = job.block_stride * value;
+    if (stride > layer) LaterReads::mine().want(static_cast<const char*>(job.cache) + layer, plan->read(), stride, layer);
 }
 
 void AttentionPlan::attend(const AttentionKernels& table, const Attend& job, int64_t n_rows) {

@@ -37,6 +37,8 @@ class AttentionPlan {
     KvPlaces places(int64_t n_rows) const;
     // What each row sees. Throws std::invalid_argument unless the step has n_rows.
     const KeyRange* seen(int64_t n_rows) const;
+    // Blocks that hold a key that some row sees, sequence by sequence.
+    const std::vector<int32_t>& read() const { return read_; }
     // Rows of the tallest tile.
     int64_t tallest() const;
     // Runs a job over all tiles, shared out among threads. Throws std::invalid_argument unless the step has n_rows.
@@ -53,12 +55,14 @@ class AttentionPlan {
     void set_ranges(const Step& step);
     void add_tile(const Step& step, int64_t seq, int64_t row, int64_t n_rows);
     void share_out(int64_t n_kv_heads);
+    void find_read(const Step& step);
     char* memory(int64_t bytes);
 
     std::vector<AttentionTile> tiles_;
     std::vector<Work> work_;
     std::vector<int32_t> split_;  // tiles whose segments are shared out
     std::vector<int32_t> blocks_;
+    std::vector<int32_t> read_;
     std::vector<int64_t> write_index_;
     std::vector<KeyRange> ranges_;
     int64_t partial_rows_ = 0;

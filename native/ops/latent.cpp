@@ -57,7 +57,7 @@ void run(const PerHead& job, Dtype dtype, int64_t n_rows) {
         char* x = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(packed.data()) + 63) / 64 * 64);
         for (int64_t block = 0; block < blocks.count; ++block)
             table.pack_x(one, first_row(blocks, block), first_row(blocks, block + 1), x + first_row(blocks, block) * row_bytes);
-        table.run(one, x, blocks, 0, blocks.count, 0, panels);
+        table.run(one, x, blocks, 0, blocks.count, 0, panels, nullptr);
     });
 }
 

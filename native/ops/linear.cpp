@@ -6,6 +6,7 @@
 #include "core/isa.h"
 #include "core/pool.h"
 #include "core/scratch.h"
+#include "ops/later.h"
 
 namespace headrace {
 namespace {
@@ -45,10 +46,11 @@ void run(const Linear& job, Dtype dtype, int64_t n_rows) {
     // Rows are cut for the cache's sake, and for the threads' where panels are few.
     const int64_t by_cache = ceil_div(n_rows * row_bytes, x_range_bytes), by_threads = ceil_div(wanted, across);
     const int64_t down = std::min(blocks.count, std::max(by_cache, by_threads));
-    Pool::instance().each(across * down, [&](int64_t chunk, int) {
+    LaterReads& later = LaterReads::mine();
+    Pool::instance().each(across * down, [&](int64_t chunk, int thread) {
         const int64_t part = chunk / across, panel = chunk % across * width;
         table.run(job, packed, blocks, blocks.count * part / down, blocks.count * (part + 1) / down, panel,
-                  std::min(panels, panel + width));
+                  std::min(panels, panel + width), later.of(thread));
     });
 }
 

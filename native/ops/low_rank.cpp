@@ -152,7 +152,7 @@ class Pass {
         char* packed = packed_ + group.first * sizes_.packed(job_.k);
         const Linear product{x, adapter.a, nullptr, group.u, job_.k, adapter.rank, job_.k, adapter.rank, 1, false};
         table_.pack_x(product, row, last, packed + row * sizes_.packed(job_.k));
-        table_.run(product, packed, group.blocks, block, block + 1, 0, panels_of(adapter.rank));
+        table_.run(product, packed, group.blocks, block, block + 1, 0, panels_of(adapter.rank), nullptr);
         char* packed_u = group.packed_u;
         for (const LowRankPart& part : adapter.parts) {
             const int64_t one = sizes_.packed(part.rank);

@@ -112,7 +112,7 @@ void run_groups(const Job& job, Dtype dtype, Group* groups, int64_t n_groups, ch
         const int64_t chunk = index - group.first_chunk, range = chunk / group.across;
         const int64_t panel = chunk % group.across * group.width, count = group.blocks.count;
         table.run(part(group), packed + group.first * row_bytes, group.blocks, count * range / group.down,
-                  count * (range + 1) / group.down, panel, std::min(panels, panel + group.width));
+                  count * (range + 1) / group.down, panel, std::min(panels, panel + group.width), nullptr);
     });
 }
 
