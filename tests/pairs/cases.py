@@ -47,10 +47,11 @@ FAMILIES = (*FULL, *WINDOWED, *SEEING, *STATEFUL)
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """How weights, keys and values are kept, in the plain run too."""
+    """How weights, keys, values and activations are kept, in the plain run too."""
 
     quant_algo: str | None = None
     kv: str = "auto"
+    dtype: str = "float32"
 
 
 QUANTISED = {

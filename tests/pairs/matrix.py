@@ -16,12 +16,13 @@ from headrace.core.features import FEATURES, LACKS, absent_without, feature
 from headrace.eval import tiny
 from headrace.eval.tiny_variants import LABELLED
 from headrace.models.registry import ARCHITECTURES
-from pairs import encoding, kinds, record
+from pairs import encoding, few_bits, kinds, record
 from pairs.cases import ENCODE_ONLY, FAMILIES, NAMES, PAIRS, QUANTISED, Case, all_cases, names_on, variant_of
 
 PAGE = record.ROOT / "docs" / "support-matrix.md"
 TEST_FILE, TEST_NAME = "../tests/pairs/test_pairs.py", "test_equals_the_plain_run"
 ENCODING = "../tests/pairs/test_encoding.py"
+FEW_BITS = "../tests/pairs/test_few_bits.py"
 HEAD = f"""# Support matrix
 
 What has been seen to work, by test. A feature works on a model, or beside another one, when all requests give what they
@@ -31,7 +32,7 @@ embeddings; and when a counter of `get_stats` says that the feature acted.
 Written by `make matrix` out of the capability table (`headrace features`) and of `tests/pairs/record.json`: what came
 of the cases when they last ran; the runs are listed at the end. The title of a cell's link is the id of a case in
 [`{TEST_NAME}`]({TEST_FILE}), or, for what only encodes, in
-[`test_encodes_as_alone`]({ENCODING}):
+[`test_encodes_as_alone`]({ENCODING}), or, for forms of weights, in [`test_few_bits.py`]({FEW_BITS}):
 
 ```
 pytest "tests/pairs/test_pairs.py::{TEST_NAME}[batching+kv_reuse-llama-greedy]"
@@ -109,6 +110,26 @@ def _encoder_cell(name: str, architecture: str, outcomes: Mapping[str, str]) -> 
     return Cell(tuple(f"{name}-{family}" for family in families), file=ENCODING).show(outcomes)
 
 
+def form_rows(outcomes: Mapping[str, str]) -> list[list[str]]:
+    """Form of weights x feature."""
+    every = [case for level in few_bits.LEVELS for case in few_bits.cases(level, 0)]
+    asked: dict[tuple[str, str], list[str]] = {}
+    for case in every:
+        name = case.names[0] if len(case.names) == 1 else ""
+        asked.setdefault((few_bits.families()[case.family][0], name), []).append(case.id)
+    rows = []
+    for form, kept in few_bits.FORMS.items():
+        can = names_on(kept.variant)
+        cells = [
+            Cell(tuple(asked[form, name]), file=FEW_BITS).show(outcomes)
+            if name in can
+            else _link("No", "#why-not", feature(name).not_with_states or "")
+            for name in NAMES
+        ]
+        rows.append([f"`{form}`", *cells, Cell(tuple(asked[form, ""]), file=FEW_BITS).show(outcomes)])
+    return rows
+
+
 def pair_rows(outcomes: Mapping[str, str]) -> list[list[str]]:
     """Feature x feature, the lower triangle."""
     cases: dict[tuple[str, ...], list[Case]] = {}
@@ -180,6 +201,9 @@ def sums(outcomes: Mapping[str, str]) -> list[list[str]]:
                 *_counts(ids, outcomes),
             ]
         )
+    for level in few_bits.LEVELS:
+        ids = [case.id for case in few_bits.cases(level, 0)]
+        rows.append([level, f"{len(few_bits.FORMS)} forms", "alone, and all at once", *_counts(ids, outcomes)])
     return rows
 
 
@@ -201,6 +225,15 @@ def page(runs: list[dict[str, Any]]) -> str:
         "",
     ]
     lines += _table(["", *columns], pair_rows(outcomes))
+    lines += ["", "## Forms of weights and features", ""]
+    lines += [
+        "Every form of quantised files that is read, and what is rounded at load, against the plain run on the same",
+        f"numbers. A cell of a feature asks for it at the levels {' and '.join(few_bits.LEVELS)}, with activations in",
+        "float32 at one of them and in bfloat16 at the other; keys and values are as activations, in `int8` or in",
+        "`fp8`, another one from form to form. *all at once* asks for every dtype with every such way, at each level.",
+        "",
+    ]
+    lines += _table(["", *columns, "all at once"], form_rows(outcomes))
     lines += ["", "## How many", ""]
     lines += _table(["kind", "model", "cases", "number", *record.OUTCOMES, "not run"], sums(outcomes))
     lines += ["", "## Why not", "", *reasons(), "", "## Runs", ""]

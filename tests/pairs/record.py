@@ -20,15 +20,15 @@ from typing import Any
 
 import pytest
 
-from pairs import encoding, kinds
+from pairs import encoding, few_bits, kinds
 from pairs.cases import Case, all_cases
 
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_name("record.json")
 JOURNALS = ROOT / "build" / "pairs"
-FILES = ("tests/pairs/test_pairs.py", "tests/pairs/test_encoding.py")
+FILES = ("tests/pairs/test_pairs.py", "tests/pairs/test_encoding.py", "tests/pairs/test_few_bits.py")
 OUTCOMES = ("passed", "failed", "skipped")
-PARTS = ("pairs", "alone", "triples", "families")
+PARTS = ("pairs", "alone", "triples", "few_bits", "families")
 """In the order in which they run."""
 
 
@@ -94,7 +94,10 @@ def _last_line(report: pytest.TestReport) -> str:
 
 
 def part_of(case: Case) -> str:
-    """pairs and triples: on one family of each kind; alone: one feature, or all at once; families: pairs elsewhere."""
+    """pairs and triples: on one family of each kind; alone: one feature, or all at once; few_bits: the same over every
+    form of weights, at the level of this process; families: pairs elsewhere."""
+    if case.family in few_bits.families():
+        return "few_bits"
     if case.how:
         return "pairs" if len(case.names) == 2 else "triples"
     return "families" if len(case.names) == 2 else "alone"
@@ -157,7 +160,8 @@ def _by_model(cases: list[str]) -> dict[str, str]:
 
 def known() -> set[str]:
     """The ids of all cases."""
-    return {case.id for case in (*all_cases(), *kinds.cases(), *encoding.cases())}
+    levels = (case for level in few_bits.LEVELS for case in few_bits.cases(level))
+    return {case.id for case in (*all_cases(), *kinds.cases(), *encoding.cases(), *levels)}
 
 
 def main() -> int:

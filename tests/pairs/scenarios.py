@@ -424,9 +424,9 @@ def run(model: Path | str, scenario: Scenario, work: Work, plain: Finished | Non
     """All requests through one engine. ``plain``: where it is known, what should come out."""
     tokens = work.tight_cache_tokens if scenario.tight else work.cache_tokens
     cache = KvCacheConfig(max_tokens=tokens, **scenario.cache)
-    args = scenario.args | _drafting(scenario, model, work, plain)
+    args = {"dtype": "float32"} | scenario.args | _drafting(scenario, model, work, plain)
     adapters = adapters_of(model) if scenario.adapters else (None,)
-    with LLM(model, dtype="float32", num_threads=1, kv_cache_config=cache, **args) as llm:
+    with LLM(model, num_threads=1, kv_cache_config=cache, **args) as llm:
         if scenario.returns:
             fill_tiers(llm, work, scenario.returns, lambda prompt: llm.generate(prompt, SamplingParams(max_tokens=1)))
         strangers = _start_strangers(llm, work) if scenario.strangers else []

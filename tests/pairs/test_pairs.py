@@ -9,29 +9,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from draft_heads import write_head
 from headrace.core.features import FEATURES, feature
-from headrace.eval import tiny
 from headrace.models.registry import ARCHITECTURES, architecture_of
 from headrace.weights.checkpoint import open_checkpoint
-from mtp_layers import write_mtp
-from pairs import kinds, scenarios
+from pairs import kinds, models, scenarios
 from pairs.cases import (
     ENCODE_ONLY,
     FAMILIES,
     NAMES,
     PAIRS,
     QUANTISED,
-    SEEING,
-    STATEFUL,
     Case,
     Numbers,
     all_cases,
@@ -41,8 +34,7 @@ from pairs.cases import (
     variant_of,
 )
 from pairs.equality import assert_acted, assert_equal
-from pairs.scenarios import Finished, Scenario, Work, reference, tiny_work, with_features, with_pictures
-from tiny_text import write_tokenizer
+from pairs.scenarios import Finished, Scenario, reference, with_features
 
 CASES = all_cases()
 DRAWN: dict[str, Any] = {"": "half", "mixed": "half", "greedy": "none", "drawn": "all"}
@@ -55,46 +47,19 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
     @cache
     def make(family: str) -> Path:
-        folder = tmp_path_factory.mktemp(family)
-        with torch.no_grad():
-            model = tiny.make(family)
-            tiny.save(model, folder)
-            write_mtp(folder, model, scenarios.MTP_LAYER)
-            tiny.save(_draft_model(family, model), folder / scenarios.DRAFT_MODEL)
-        write_head(folder / scenarios.DRAFT_HEAD, folder)
-        write_tokenizer(folder, model.config.vocab_size)
-        return folder
+        return models.write_model(tmp_path_factory.mktemp(family), family)
 
     return make
-
-
-def _draft_model(family: str, model: Any) -> Any:
-    """A model that often, but not always, draws what this one draws; where its kind cannot draft, some other one."""
-    if family in (*STATEFUL, *SEEING):
-        return tiny.make("llama")
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        parameter.mul_(1 + 0.04 * torch.randn_like(parameter))
-    return model
 
 
 # Cases that share a plain run stand near each other.
 @lru_cache(maxsize=64)
 def _plain(folder: Path, family: str, shaped_by: frozenset[str], drawn: str) -> Finished:
-    return scenarios.run(folder, _built(reference(shaped_by), family), _work(family, drawn))
-
-
-def _work(family: str, drawn: Any) -> Work:
-    work = replace(tiny_work(), drawn=drawn)
-    return with_pictures(work, tiny.BASE["vocab_size"]) if family in SEEING else work
+    return scenarios.run(folder, _built(reference(shaped_by), family), models.work_for(variant_of(family), drawn))
 
 
 def _built(scenario: Scenario, family: str) -> Scenario:
-    _, numbers = QUANTISED.get(family, ("", Numbers()))
-    if numbers.quant_algo is not None:
-        scenario.args["quant_config"] = {"quant_algo": numbers.quant_algo}
-    scenario.cache["dtype"] = numbers.kv
-    return scenario
+    return models.built(scenario, QUANTISED[family][1] if family in QUANTISED else Numbers())
 
 
 def test_every_feature_of_the_table_is_turned_on_here() -> None:
@@ -159,7 +124,7 @@ def test_equals_the_plain_run(case: Case, folder_of: Callable[[str], Path]) -> N
     scenario = _built(with_features(case.names), case.family)
     if case.how:
         scenario.args["max_batch_size"] = 8
-    got = scenarios.run(folder, scenario, _work(case.family, drawn), plain)
+    got = scenarios.run(folder, scenario, models.work_for(variant_of(case.family), drawn), plain)
     # Among all features at once outputs are short, and it is chance whether memory runs out; the pairs make it.
     assert_acted(got, case.names if len(case.names) <= 3 else set(case.names) - {"preemption"})
     assert_equal(got, plain)

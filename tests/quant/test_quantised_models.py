@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from headrace import LLM, SamplingParams
 from headrace.core.errors import ConfigError
@@ -24,11 +22,10 @@ from headrace.ops.table import select_ops
 from headrace.quant.formats import INT4, INT8
 from headrace.quant.schemes import NO_SCHEME, AtLoad, FromFile
 from headrace.weights.checkpoint import open_checkpoint
-from headrace.weights.dummy import write_safetensors
 from parity.harness import ModelRun
 from plain_weights import plain, set_plain
 from tiny_text import write_tokenizer
-from weights.forms import FORMS, requantise
+from weights.forms import FORMS, requantise, with_mxfp4_experts
 from weights.gguf_files import BLOCK_TYPES, write_gguf
 
 PROMPT = [(7 * i) % 45 + 3 for i in range(60)]
@@ -149,14 +146,8 @@ def test_experts_in_a_form_of_a_folder(name, tmp_path):
 
 def test_experts_of_gpt_oss_stay_in_mxfp4(tmp_path):
     with torch.no_grad():
-        path = tiny.save(tiny.make("gpt-oss"), tmp_path)
-    tensors, generator = load_file(path / "model.safetensors"), torch.Generator().manual_seed(1)
-    for name in [name for name in tensors if "experts" in name and name.endswith("_proj")]:
-        n, k, m = tensors.pop(name).shape
-        tensors[f"{name}_blocks"] = torch.randint(0, 256, (n, m, k // 32, 16), dtype=torch.uint8, generator=generator)
-        tensors[f"{name}_scales"] = torch.randint(121, 125, (n, m, k // 32), dtype=torch.uint8, generator=generator)
-    config = json.loads((path / "config.json").read_text())
-    write_safetensors(path, config | {"quantization_config": {"quant_method": "mxfp4"}}, tensors)
+        plain_folder = tiny.save(tiny.make("gpt-oss"), tmp_path / "plain")
+    path = with_mxfp4_experts(plain_folder, tmp_path / "mxfp4")
     model, dense = in_blocks_and_dense(path, None)
     assert model.weight_formats()["4 bits in groups of 32 as e2m1 (fp32 scales)"] == 8
     for one, other in zip(weights(model), weights(dense), strict=True):

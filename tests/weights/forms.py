@@ -64,10 +64,11 @@ def _gptq(bits: int, group: int, *, sym: bool, version: int = 1, desc_act: bool 
         numbers, scales, zeros = _rounded(weight[:, order], bits, group, zeros=not sym)
         back = order.argsort()
         numbers, groups = numbers[:, back], (torch.arange(n_in) // size)[back]
-        stored = (zeros - 1) & ((1 << bits) - 1) if version == 1 else zeros
+        # As GPTQModel does it: from the words, so that a zero of 0 borrows from the one above it.
+        taken = sum(1 << place for place in range(0, 32, bits)) if version == 1 else 0
         tensors = {
             "qweight": _packed(numbers, bits).T.contiguous(),
-            "qzeros": _packed(stored.T, bits),
+            "qzeros": _packed(zeros.T, bits) - taken,
             "scales": scales.T.contiguous(),
             "g_idx": groups.int(),
         }
@@ -222,6 +223,23 @@ def requantise(
     if decoded is not None:
         write_safetensors(decoded, config, values)
     return write(folder, form, tensors, config)
+
+
+def with_mxfp4_experts(plain: Path, folder: Path) -> Path:
+    """GPT-OSS in ``plain`` with random experts, in its own form."""
+    checkpoint, generator = open_checkpoint(plain), torch.Generator().manual_seed(1)
+    tensors: Tensors = {}
+    for name in checkpoint.names():
+        if "experts" in name and name.endswith("_proj"):
+            n, k, m = checkpoint.shape(name)
+            blocks = torch.randint(0, 256, (n, m, k // 32, 16), dtype=torch.uint8, generator=generator)
+            scales = torch.randint(121, 125, (n, m, k // 32), dtype=torch.uint8, generator=generator)
+            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        else:
+            tensors[name] = checkpoint.tensor(name)
+    config = checkpoint.config() | {"quantization_config": {"quant_method": "mxfp4"}}
+    checkpoint.close()
+    return write_safetensors(folder, config, tensors)
 
 
 def write(folder: Path, form: Form, tensors: Tensors, config: dict[str, Any]) -> Path:

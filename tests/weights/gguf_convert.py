@@ -6,6 +6,7 @@ Tensor names come from the tables of the ``gguf`` package.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter,
 from gguf.quants import quantize
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from weights.gguf_files import add_field
+from weights.gguf_files import add_field, blocks_like
 
 
 def convert(
@@ -24,8 +25,10 @@ def convert(
     path: Path,
     changes: dict[str, Any] | None = None,
     experts: GGMLQuantizationType | None = None,
+    matrices: GGMLQuantizationType | None = None,
 ) -> Path:
-    """Write ``model`` in float32, ``experts`` in blocks of that type. ``changes`` replaces metadata (None removes)."""
+    """Write ``model`` in float32, ``experts`` and other ``matrices`` in blocks of that type; forms that the package
+    only reads are random. ``changes`` replaces metadata (None removes)."""
     config, name = model.config, MODEL_ARCH_NAMES[arch]
     writer = GGUFWriter(path, name)
     for key, value in {**_fields(config, name), **(changes or {})}.items():
@@ -38,6 +41,10 @@ def convert(
             stored = _stored(name, hf_name, weight.numpy(), config)
             if experts is not None and "_exps" in gguf_name:
                 writer.add_tensor(gguf_name, quantize(stored, experts), raw_dtype=experts)
+            elif matrices is not None and stored.ndim == 2:
+                writer.add_tensor(
+                    gguf_name, blocks_like(stored, matrices, zlib.crc32(gguf_name.encode())), raw_dtype=matrices
+                )
             else:
                 writer.add_tensor(gguf_name, stored)
     for gguf_name, table in _rope_tables(config):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
 
 BLOCK_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4")
 """Forms that the reference package can write."""
@@ -131,3 +131,32 @@ def write_gguf(
 def add_field(writer: GGUFWriter, key: str, value: Any) -> None:
     adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     adders.get(type(value), writer.add_array)(key, value)
+
+
+_HALVES = {
+    "Q2_K": ((80, 1.0), (82, 1.5)),
+    "Q3_K": ((108, 1.0),),
+    "Q4_K": ((0, 1.0), (2, 7.5)),
+    "Q5_K": ((0, 1.0), (2, 15.5)),
+    "Q6_K": ((208, 1.0),),
+    "IQ4_NL": ((0, 1.0),),
+    "IQ4_XS": ((0, 1.0),),
+}
+"""Where in a block its float16 lie: the scale of scales, and that of minima where there is one; and how large they are
+beside each other for random numbers to be zero in the mean."""
+
+
+def blocks_like(weight: np.ndarray, form: GGMLQuantizationType, seed: int) -> np.ndarray:
+    """Rows of bytes: ``weight`` in a form, or random blocks that are spread alike, where the package only reads it."""
+    if form.name in BLOCK_TYPES:
+        return quants.quantize(weight, form)
+    n_values, n_bytes = GGML_QUANT_SIZES[form]
+    blocks = np.random.default_rng(seed).integers(0, 256, (weight.size // n_values, n_bytes), dtype=np.uint8)
+
+    def scaled(size: float) -> np.ndarray:
+        for place, factor in _HALVES[form.name]:
+            blocks[:, place : place + 2] = np.array([size * factor], np.float16).view(np.uint8)
+        return blocks
+
+    spread = quants.dequantize(scaled(1.0), form).std()
+    return scaled(float(weight.std() / spread)).reshape(weight.shape[0], -1)

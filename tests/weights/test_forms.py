@@ -96,6 +96,17 @@ def test_layouts_that_are_not_known_are_refused(config, message, tmp_path) -> No
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("bits", ["gptq-4-zeros", "gptq-8-zeros-16"])
+def test_zeros_of_version_1_may_be_zero(bits, tmp_path) -> None:
+    weight = noise(48, 64)
+    weight[::3] = weight[::3].abs() + 1
+    stored, values = FORMS[bits].write(weight)
+    folder = write(tmp_path, FORMS[bits], {f"p.{end}": tensor for end, tensor in stored.items()}, CONFIG)
+    found = open_checkpoint(folder).tensor("p.weight")
+    assert bool((found[::3] >= 0).all())
+    assert torch.equal(found, values)
+
+
 def test_factors_of_inputs_are_part_of_the_values(tmp_path) -> None:
     form = FORMS["modelopt-nvfp4"]
     stored, values = form.write(noise(48, 64))

@@ -1,7 +1,7 @@
 """GPTQ: whole numbers packed along the inputs, with a scale and a zero for each group of inputs.
 
 Layout of a matrix [n, k] in b bits, as AutoGPTQ and GPTQModel write it: ``P.qweight`` int32 [k b / 32, n], the lowest
-bits first; ``P.qzeros`` int32 [groups, n b / 32], of which version 1 holds one less than the zero; ``P.scales``
+bits first; ``P.qzeros`` int32 [groups, n b / 32], from whose words version 1 has taken one for each zero; ``P.scales``
 [groups, n]; ``P.g_idx`` int32 [k], the group of each input. A value is (number - zero) * scale.
 """
 
@@ -23,7 +23,7 @@ from .safetensors import SafetensorsCheckpoint
 _ENDS = (".qweight", ".qzeros", ".scales", ".g_idx")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _VERSIONS = {"gptq": 1, "gptq_v2": 0}
-"""What is added to a zero."""
+"""What each zero lacks."""
 
 
 def find(stored: SafetensorsCheckpoint, config: Mapping[str, Any]) -> Found:
@@ -79,7 +79,8 @@ def _form(stored: SafetensorsCheckpoint, names: frozenset[str], base: str, added
 def _open(stored: SafetensorsCheckpoint, base: str, bits: int, added: int) -> Parts:
     """Inputs are the rows here, so that a whole matrix is in memory, in its few bits."""
     packed, zeros, scales = (stored.tensor(base + end) for end in _ENDS[:3])
-    numbers_of_zeros = words(zeros, bits).add_(added).bitwise_and_((1 << bits) - 1)
+    # To the words: a zero of 0 has borrowed from the one above it.
+    numbers_of_zeros = words(zeros + added * sum(1 << place for place in range(0, 32, bits)), bits)
 
     def numbers(first: int, last: int) -> torch.Tensor:
         return words(packed[:, first:last].T.contiguous(), bits)
