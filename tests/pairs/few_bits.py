@@ -1,7 +1,8 @@
 """Features on every form of quantised files and of rounding at load, over every cache, at both dtypes and every level.
 
-All features at once meet each form in every way of keeping the other numbers. Each alone meets it in one of these at
-a level, the next one at the next form, so that every feature meets all of them.
+All features at once meet each form in every way of keeping the other numbers, half of them at one level, half at the
+other. Each alone meets it in one of these, the next one at the next forms, so that every feature meets all of them, and
+both levels.
 """
 
 from __future__ import annotations
@@ -92,15 +93,20 @@ def level() -> str:
     return core.native().level() if core.is_available() else ""
 
 
+def _ways(place: int, at: str) -> tuple[tuple[str, str], ...]:
+    """Of the form in that place: three at each level, which are all together."""
+    return WAYS[(place // 2 + LEVELS.index(at)) % 2 :: 2]
+
+
 @cache
 def _all(at: str) -> tuple[tuple[tuple[str, ...], str], ...]:
     found: list[tuple[tuple[str, ...], str]] = []
     for place, (form, kept) in enumerate(FORMS.items()):
-        at_once = everything(kept.variant, place)
-        found += [(at_once, family(form, way, at)) for way in WAYS]
-        first = place + (3 if at == LEVELS[0] else 0)
+        ways, at_once = _ways(place, at), everything(kept.variant, place)
+        found += [(at_once, family(form, way, at)) for way in ways]
         for index, name in enumerate(names_on(kept.variant)):
-            found.append(((name,), family(form, WAYS[(first + index) % len(WAYS)], at)))
+            if (index + place + LEVELS.index(at)) % 2 == 0:
+                found.append(((name,), family(form, ways[(index // 2 + place // 4) % len(ways)], at)))
     return tuple(found)
 
 
@@ -113,5 +119,5 @@ def cases(at: str, turn: int = TURN) -> list[Case]:
     return sorted(found, key=lambda case: (case.tier, case.family))
 
 
-TURNS = 200
+TURNS = 100
 """So many samples of the slow tier have all of it."""

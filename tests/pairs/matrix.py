@@ -228,9 +228,9 @@ def page(runs: list[dict[str, Any]]) -> str:
     lines += ["", "## Forms of weights and features", ""]
     lines += [
         "Every form of quantised files that is read, and what is rounded at load, against the plain run on the same",
-        f"numbers. A cell of a feature asks for it at the levels {' and '.join(few_bits.LEVELS)}, with activations in",
-        "float32 at one of them and in bfloat16 at the other; keys and values are as activations, in `int8` or in",
-        "`fp8`, another one from form to form. *all at once* asks for every dtype with every such way, at each level.",
+        "numbers. A cell of a feature asks for it once: with activations in float32 or in bfloat16, keys and values as",
+        f"those, in `int8` or in `fp8`, at level {' or '.join(few_bits.LEVELS)}; all of these in turn. *all at once*",
+        "asks for both dtypes with all three ways of keeping keys and values, half of them at each level.",
         "",
     ]
     lines += _table(["", *columns, "all at once"], form_rows(outcomes))

@@ -15,7 +15,7 @@ import pytest
 from headrace.ops.native import core
 from headrace.weights.gguf_blocks import SUPPORTED
 from pairs import few_bits, models, scenarios
-from pairs.cases import Case, names_on
+from pairs.cases import NAMES, Case, names_on
 from pairs.equality import assert_acted, assert_equal
 from pairs.scenarios import Finished, reference, with_features
 from weights.forms import FORMS
@@ -62,19 +62,19 @@ def test_every_form_that_is_read_is_here() -> None:
     assert set(few_bits.FORMS) == {*FORMS, *in_blocks, "int8", "int4", "mxfp4-experts"}
 
 
-def test_every_feature_meets_every_form_at_every_level_and_all_ways_of_the_rest() -> None:
-    at_once = {few_bits.family(form, way, level)
-               for form in few_bits.FORMS for way in few_bits.WAYS for level in few_bits.LEVELS}  # fmt: skip
-    wanted = {(name, form) for form, kept in few_bits.FORMS.items() for name in names_on(kept.variant)}
-    found, met = [case for level in few_bits.LEVELS for case in few_bits.cases(level)], set()
-    assert {case.family for case in found if len(case.names) > 1} == at_once
-    for level in few_bits.LEVELS:
-        alone = [case for case in found if len(case.names) == 1 and case.family.endswith(f"-{level}")]
-        pairs = Counter((case.names[0], few_bits.families()[case.family][0]) for case in alone)
-        assert (set(pairs), set(pairs.values())) == (wanted, {1})
-        met |= {(case.names[0], few_bits.families()[case.family][1]) for case in alone}
-    ways = {(name, numbers.dtype, numbers.kv) for name, numbers in met}
-    assert ways == {(name, *way) for name, _ in wanted for way in few_bits.WAYS}
+def test_every_feature_meets_every_form_and_every_way_of_the_rest_at_every_level() -> None:
+    found = {case.id: case for level in few_bits.LEVELS for case in few_bits.cases(level)}.values()
+    families = few_bits.families()
+    at_once = [families[case.family] for case in found if len(case.names) > 1]
+    ways = Counter((form, numbers.dtype, numbers.kv) for form, numbers in at_once)
+    assert ways == Counter((form, *way) for form in few_bits.FORMS for way in few_bits.WAYS)
+    alone = [(case.names[0], *families[case.family], case.family.rpartition("-")[2]) for case in found
+             if len(case.names) == 1]  # fmt: skip
+    assert Counter((name, form) for name, form, _, _ in alone) == Counter(
+        (name, form) for form, kept in few_bits.FORMS.items() for name in names_on(kept.variant)
+    )
+    met = {(name, numbers.dtype, numbers.kv, level) for name, _, numbers, level in alone}
+    assert met == {(name, *way, level) for name in NAMES for way in few_bits.WAYS for level in few_bits.LEVELS}
 
 
 @pytest.mark.parametrize("level", few_bits.LEVELS)
