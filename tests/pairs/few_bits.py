@@ -8,6 +8,7 @@ both levels.
 from __future__ import annotations
 
 import itertools
+import zlib
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -104,9 +105,11 @@ def _all(at: str) -> tuple[tuple[tuple[str, ...], str], ...]:
     for place, (form, kept) in enumerate(FORMS.items()):
         ways, at_once = _ways(place, at), everything(kept.variant, place)
         found += [(at_once, family(form, way, at)) for way in ways]
-        for index, name in enumerate(names_on(kept.variant)):
-            if (index + place + LEVELS.index(at)) % 2 == 0:
-                found.append(((name,), family(form, ways[(index // 2 + place // 4) % len(ways)], at)))
+        for name in names_on(kept.variant):
+            # By the name: a new feature does not move the others.
+            turn = zlib.crc32(name.encode())
+            if (turn + place + LEVELS.index(at)) % 2 == 0:
+                found.append(((name,), family(form, ways[(turn // 2 + place // 4) % len(ways)], at)))
     return tuple(found)
 
 
