@@ -70,6 +70,16 @@ class TierSizes:
 NO_TIERS = TierSizes()
 
 
+def with_spare(arena: ArenaLayout, wanted: Sequence[int]) -> tuple[ArenaLayout, list[range]]:
+    """The arena with ``wanted[g]`` more blocks of each group behind it, which nobody hands out; and their ids."""
+    n_sectors, spare = arena.n_sectors, []
+    for count, group in zip(wanted, arena.groups, strict=True):
+        first = n_sectors * group.blocks_per_sector
+        spare.append(range(first, first + count))
+        n_sectors += -(-count // group.blocks_per_sector)
+    return replace(arena, n_sectors=n_sectors), spare
+
+
 def tier_layout(arena: ArenaLayout, n_sectors: int) -> ArenaLayout:
     """A tier of ``n_sectors`` sectors, cut as those of the arena are."""
     return replace(arena, n_sectors=1 + n_sectors)

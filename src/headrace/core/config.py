@@ -17,9 +17,11 @@ from .features import MISSING_ARGS, refuse_missing_args
 from .lora import LoraConfig
 from .processors import is_import_path
 from .reasoning import Parser
-from .speculative import SaveHiddenStatesDecodingConfig, SpeculativeConfig
+from .speculative import EagleDecodingConfig, SaveHiddenStatesDecodingConfig, SpeculativeConfig
 
 _CHUNK, _WHOLE_PROMPT = 512, 8192
+_LANES = 64
+"""Paths of draft trees in a step, beside the first of each."""
 """Rows of a step by default."""
 
 
@@ -266,12 +268,32 @@ class LlmArgs(Config):
             return self.max_num_tokens
         if whole_prompts or not self.enable_chunked_prefill:
             return _WHOLE_PROMPT
-        return max(_CHUNK, self.max_batch_size * (1 + self.max_drafts))
+        return max(_CHUNK, self.most_decoding_rows)
 
     @property
     def max_drafts(self) -> int:
-        """Draft tokens of a sequence in one step at most."""
+        """Draft tokens of a sequence in one step at most, one after another."""
         return 0 if self.speculative_config is None else self.speculative_config.max_draft_len
+
+    @property
+    def more_drafts(self) -> int:
+        """Draft tokens of a sequence in one step beside those, at most: of a tree."""
+        config = self.speculative_config
+        return config.total_drafts - config.max_draft_len if isinstance(config, EagleDecodingConfig) else 0
+
+    @property
+    def most_decoding_rows(self) -> int:
+        """Rows of a step in which everybody decodes, at most."""
+        return self.max_batch_size * (1 + self.max_drafts) + self.most_trees * self.more_drafts
+
+    @property
+    def most_trees(self) -> int:
+        """Sequences that may have a tree of drafts in a step. Each takes blocks of the cache, and rows that cost more
+        the more there are."""
+        config = self.speculative_config
+        if not isinstance(config, EagleDecodingConfig) or not config.use_dynamic_tree:
+            return 0
+        return min(self.max_batch_size, max(1, _LANES // config.n_lanes))
 
     @classmethod
     def from_call(cls, model: Any, options: dict[str, Any]) -> LlmArgs:

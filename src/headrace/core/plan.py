@@ -58,7 +58,7 @@ class FinishReason(enum.Enum):
 
 
 class SeqWork(msgspec.Struct, frozen=True):
-    """One sequence's share of a step: rows for positions ``start .. start + n_tokens + len(draft_tokens) - 1``.
+    """One sequence's share of a step: rows for positions ``start .. start + n_positions - 1``.
 
     ``n_tokens`` rows hold tokens of the slot's history (known to the worker, perhaps not yet to the host); the draft
     rows follow. The block tables of the slot cover every position of the bound.
@@ -70,15 +70,21 @@ class SeqWork(msgspec.Struct, frozen=True):
     n_tokens: int
     outputs: Rows
     draft_tokens: tuple[int, ...] = ()
+    more_drafts: int = 0
+    """Rows for drafts beside those, at the same positions: of a tree that the worker's own drafter may grow."""
+
+    @property
+    def n_positions(self) -> int:
+        return self.n_tokens + len(self.draft_tokens)
 
     @property
     def n_rows(self) -> int:
-        return self.n_tokens + len(self.draft_tokens)
+        return self.n_positions + self.more_drafts
 
     @property
     def end(self) -> int:
         """Upper bound of the slot's computed length after the step."""
-        return self.start + self.n_rows
+        return self.start + self.n_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +255,7 @@ class SeqResult(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...] = ()
     """New tokens in order: accepted drafts, then the target's own. Empty for a chunk, or a slot that had stopped."""
     n_drafts: int = 0
-    """Draft rows that were verified (a draft cut before verification, or not made, does not count)."""
+    """Draft rows that were verified (a draft cut before verification, or not made, does not count); all of a tree."""
     n_accepted: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One entry per new token, if asked for."""

@@ -48,7 +48,7 @@ class Sequence:
         "n_context_logits",
         "n_drafts",
         "n_flying",
-        "n_flying_rows",
+        "n_flying_positions",
         "n_flying_samples",
         "n_preempted",
         "n_prompt",
@@ -107,8 +107,8 @@ class Sequence:
         self.lease: Any = None
         """The blocks, while running."""
         self.n_flying = 0
-        """Works in flight, their rows, and those of them that sample."""
-        self.n_flying_rows = 0
+        """Works in flight, their positions, and those of them that sample."""
+        self.n_flying_positions = 0
         self.n_flying_samples = 0
         self.last_planned = -1
         """Step of the last work."""
@@ -142,12 +142,12 @@ class Sequence:
     @property
     def scheduled(self) -> int:
         """Upper bound of the computed length when everything in flight has landed."""
-        return self.computed + self.n_flying_rows
+        return self.computed + self.n_flying_positions
 
     @property
     def known_bound(self) -> int:
         """Upper bound of the number of tokens when everything in flight has landed."""
-        return self.computed + self.n_flying_rows + 1 if self.n_flying_samples else len(self.tokens)
+        return self.computed + self.n_flying_positions + 1 if self.n_flying_samples else len(self.tokens)
 
     @property
     def reusable_limit(self) -> int:
@@ -169,7 +169,7 @@ class Sequence:
             return False
         if not self.n_flying_samples:
             return True
-        return not self.drafts_wait and self.computed + self.n_flying_rows + 1 < self.max_length
+        return not self.drafts_wait and self.computed + self.n_flying_positions + 1 < self.max_length
 
     def outputs_of(self, start: int, n_tokens: int, n_drafts: int) -> Rows:
         """What rows from ``start`` on have to give."""
@@ -186,13 +186,13 @@ class Sequence:
     def launch(self, work: SeqWork, *, samples: bool) -> None:
         """A work of this sequence has been planned."""
         self.n_flying += 1
-        self.n_flying_rows += work.n_rows
+        self.n_flying_positions += work.n_positions
         self.n_flying_samples += samples
 
     def land(self, work: SeqWork, *, samples: bool) -> None:
         """A work of this sequence has come back."""
         self.n_flying -= 1
-        self.n_flying_rows -= work.n_rows
+        self.n_flying_positions -= work.n_positions
         self.n_flying_samples -= samples
 
     def __repr__(self) -> str:

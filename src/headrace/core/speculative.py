@@ -101,10 +101,52 @@ class EagleDecodingConfig(DecodingBaseConfig):
     """The head's keys and values lie in the model's cache. False: it has a cache of its own, with a prefix index."""
     eagle3_layers_to_capture: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """The layers whose outputs the head reads, from 0 on; None: what its configuration says, else the usual three."""
-    use_dynamic_tree: Literal[False] = False
-    """Drafts are a chain."""
+    use_dynamic_tree: bool = False
+    """Drafts are a tree of the likeliest paths; else a chain."""
+    dynamic_tree_max_topK: Annotated[int, Field(ge=2, le=16)] | None = None
+    """With it: most drafts that go on at each depth, and most that follow one."""
+    max_total_draft_tokens: Annotated[int, Field(ge=2, le=64)] | None = None
+    """With it: most drafts of a sequence in a step, of all paths; ``max_draft_len`` is the length of the longest path.
+    None: ``max_draft_len`` times ``dynamic_tree_max_topK``, 64 at most."""
     eagle3_layer_ids: Literal["auto", "inputs", "outputs"] = "auto"
     """What layer ids in the head's configuration mean; auto: outputs of layers if the first is 1, inputs else."""
+
+    @property
+    def total_drafts(self) -> int:
+        """Most drafts of a sequence in a step."""
+        if not self.use_dynamic_tree or self.dynamic_tree_max_topK is None:
+            return self.max_draft_len
+        return self.max_total_draft_tokens or min(64, self.max_draft_len * self.dynamic_tree_max_topK)
+
+    @property
+    def n_lanes(self) -> int:
+        """Paths beside the first that a tree may have, or that it may grow from."""
+        return max(self.dynamic_tree_max_topK or 0, self.total_drafts - 1)
+
+    @model_validator(mode="after")
+    def _tree_or_chain(self) -> EagleDecodingConfig:
+        width = self.dynamic_tree_max_topK
+        if not self.use_dynamic_tree:
+            for name in ("dynamic_tree_max_topK", "max_total_draft_tokens"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} goes with use_dynamic_tree=True; set it, or leave it out")
+            return self
+        if width is None:
+            raise ValueError("use_dynamic_tree needs dynamic_tree_max_topK, from 2 to 16: drafts that go on at a depth")
+        most = width + (self.max_draft_len - 1) * width**2
+        if not self.max_draft_len < self.total_drafts <= most:
+            raise ValueError(
+                f"max_total_draft_tokens={self.total_drafts}: a tree with max_draft_len={self.max_draft_len} and"
+                f" dynamic_tree_max_topK={width} has {self.max_draft_len + 1} to {most} drafts"
+            )
+        if not self.eagle3_one_model:
+            raise ValueError(
+                "eagle3_one_model=False goes with chains of drafts alone; leave it or use_dynamic_tree out"
+            )
+        for name in _ACCEPTANCE:
+            if getattr(self, name):
+                raise ValueError(f"{name} goes with chains of drafts alone; leave it or use_dynamic_tree out")
+        return self
 
 
 Eagle3DecodingConfig = EagleDecodingConfig

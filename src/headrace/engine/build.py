@@ -173,6 +173,8 @@ def _assemble(
         max_beam_width=args.max_beam_width,
         max_queue_size=policies.max_queue_size,
         depth=depth,
+        more_drafts=args.more_drafts,
+        most_trees=args.most_trees,
         tells_ends=_saves(args),
     )
     scheduler = Scheduler(

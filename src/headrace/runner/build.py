@@ -13,7 +13,15 @@ import msgspec
 import torch
 from tqdm import tqdm
 
-from headrace.cache.arena import ArenaLayout, TierSizes, arena_for_tokens, plan_arena, tier_layout, tier_sectors
+from headrace.cache.arena import (
+    ArenaLayout,
+    TierSizes,
+    arena_for_tokens,
+    plan_arena,
+    tier_layout,
+    tier_sectors,
+    with_spare,
+)
 from headrace.cache.groups import CacheGroup, group_layers
 from headrace.cache.manager import CacheManager, CacheOptions
 from headrace.cache.specs import RecurrentState
@@ -23,7 +31,7 @@ from headrace.core.errors import ConfigError
 from headrace.core.phases import Phases
 from headrace.core.plan import BLOCK_TOKENS
 from headrace.core.processors import import_processor
-from headrace.core.speculative import DecodingBaseConfig, SaveHiddenStatesDecodingConfig
+from headrace.core.speculative import DecodingBaseConfig, EagleDecodingConfig, SaveHiddenStatesDecodingConfig
 from headrace.executor.base import Capacity
 from headrace.layers.adapters import NO_ADAPTERS, Adapters, NoAdapters
 from headrace.layers.base import BuildContext
@@ -58,6 +66,7 @@ from .drafter import Drafter
 from .drafting import Drafting, ModelSource, Parts, drafting_by
 from .graph import Graphs, NoGraphs, StepGraphs
 from .head_keys import HeadKeys, SharedKeys
+from .lanes import Lanes, spare_blocks
 from .media import NO_MEDIA, CrossMedia, Media
 from .memory import MemoryPlan, available_bytes, kv_budget
 from .pooling import Poolers
@@ -92,11 +101,9 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         kv_dtype = CACHE_DTYPES.get(args.kv_cache_config.dtype, dtype)
         ops = _operators(device, dtype, kv_dtype, threads)
         max_drafts = args.max_drafts
-        most_rows = args.rows_of_step(whole_prompts=False)
-        draft_rows = min(most_rows, args.max_batch_size * max_drafts)
-        ctx = BuildContext(
-            ops, dtype, device, max_seq_len=args.max_seq_len, kv_dtype=kv_dtype, max_draft_rows=draft_rows
-        )
+        most_rows = min(args.rows_of_step(whole_prompts=False), args.most_decoding_rows)
+        places = {"max_seq_len": args.max_seq_len, "max_draft_rows": most_rows if max_drafts else 0}
+        ctx = BuildContext(ops, dtype, device, kv_dtype=kv_dtype, **places)
         algorithm = None if args.quant_config is None else args.quant_config.quant_algo
         adapters = _adapters(args, ops)
         model = _adapted_model(sources[0], ctx, algorithm, adapters)
@@ -114,27 +121,30 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
         cache = _weight_cache(args.enable_build_cache)
         n_bytes = sum(one.n_bytes for one in models)
         adapter_bytes = adapters.nbytes(dtype.itemsize)
-        taken = n_bytes, (groups, draft_groups), max_seq_len, slots.nbytes, adapter_bytes
+        spare = spare_blocks(groups, slots.n_lanes, max_drafts)
+        taken = n_bytes, (groups, draft_groups), max_seq_len, slots.nbytes, adapter_bytes, spare
         layout, draft_layout, tiers, memory = _plan_memory(args, *taken)
     with phases.time("load weights"):
         for one, source in zip(models, [sources[0], *drafting.sources], strict=True):
             _load(one, source.checkpoint or _dummy(source.config, one, dtype), threads, cache)
         _close(sources)
     with phases.time("lay out cache"):
-        views = arena_views(layout, groups, kv_dtype)
+        arena, own = with_spare(layout, spare)
+        views = arena_views(arena, groups, kv_dtype)
+        lanes = Lanes(slots, groups, views, own)
         mover = _mover(args, layout, tiers, groups, views, kv_dtype)
         _bind(sharing, groups, views)
         sampler_type, sampler = _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)
         acceptance = _acceptance(args.speculative_config, model.vocab_size)
         if acceptance is not None:
             sampler = SplitSampler(sampler, args.max_batch_size, model.vocab_size, acceptance)
-        sizes = _graph_sizes(args, ops, min(most_rows, args.max_batch_size * (1 + max_drafts)))
+        sizes = _graph_sizes(args, ops, most_rows)
         graphs = _graph_maker(args, ops, groups, sizes)(model, taps or drafting.taps)
         keys: HeadKeys = SharedKeys(groups, slots, device)
         if drafting.has_own_cache:
             tables = _slot_table(args, draft_groups, max_seq_len, max_drafts)
             keys = _own_keys(args, drafting.models, draft_groups, draft_layout, kv_dtype, slots, tables)
-        drafter = _drafter(args, drafting, ops, keys, slots, sizes, acceptance, model.vocab_size)
+        drafter = _drafter(args, drafting, ops, keys, slots, sizes, acceptance, model, lanes)
     capacity = _capacity(args, model, max_seq_len, groups, layout, tiers, narrowed)
     effective = {
         "dtype": str(dtype).removeprefix("torch."),
@@ -152,7 +162,7 @@ def build_worker(args: LlmArgs, sources: Sequence[ModelSource], phases: Phases) 
     states = _states(model, ops, groups, max_drafts)
     parts = Poolers(model), states, drafter, _media(model, ops, groups, slots), adapter_rows(adapters), mover
     saver = _saver(args, layers, taps, slots)
-    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, *parts, saver)
+    runner = StepRunner(model, sampler, ops, groups, views, slots, graphs, *parts, saver, lanes)
     return Worker(runner, capacity, memory, effective)
 
 
@@ -185,15 +195,17 @@ def _drafter(
     slots: SlotTable,
     sizes: Sequence[int],
     acceptance: Acceptance | None,
-    vocab_size: int,
+    model: Model,
+    lanes: Lanes,
 ) -> Drafter:
     def sampler() -> Sampler:
         if acceptance is not None and acceptance.rejects:
-            return TorchSampler(args.max_batch_size, vocab_size, Remembering(acceptance.board))
-        return _sampler(args.sampler_type, args.max_batch_size, vocab_size)[1]
+            return TorchSampler(args.max_batch_size, model.vocab_size, Remembering(acceptance.board))
+        return _sampler(args.sampler_type, args.max_batch_size, model.vocab_size)[1]
 
     graphs = _graph_maker(args, ops, keys.groups, sizes)
-    return drafting.build(Parts(sampler, ops, keys, slots, graphs, torch.device("cpu")))
+    views = lanes.layers_from(len(model.cache_specs()))
+    return drafting.build(Parts(sampler, ops, keys, slots, graphs, torch.device("cpu"), lanes, views))
 
 
 def _captured(args: LlmArgs, model: Model) -> tuple[Sequence[int], Taps | None]:
@@ -394,7 +406,9 @@ def arena_views(layout: ArenaLayout, groups: Sequence[CacheGroup], kv_dtype: tor
 
 def _slot_table(args: LlmArgs, groups: Sequence[CacheGroup], max_seq_len: int, max_drafts: int) -> SlotTable:
     media_groups = [group.index for group in groups if not group.spec.of_tokens]
-    return SlotTable(args.max_batch_size, max_seq_len, max_drafts, len(groups), BLOCK_TOKENS, media_groups)
+    config = args.speculative_config
+    n_lanes = args.most_trees * config.n_lanes if isinstance(config, EagleDecodingConfig) else 0
+    return SlotTable(args.max_batch_size, max_seq_len, max_drafts, len(groups), BLOCK_TOKENS, media_groups, n_lanes)
 
 
 def _media(model: Model, ops: Ops, groups: Sequence[CacheGroup], slots: SlotTable) -> Media:
@@ -434,14 +448,17 @@ def _plan_memory(
     max_seq_len: int,
     slot_bytes: int,
     adapter_bytes: int,
+    spare: Sequence[int],
 ) -> tuple[ArenaLayout, ArenaLayout, TierSizes, MemoryPlan]:
-    """``both``: the groups of the cache, and those of a cache of drafts, which has room for as many tokens."""
+    """``both``: the groups of the cache, and those of a cache of drafts, which has room for as many tokens. ``spare``:
+    blocks of each group beside those of the cache."""
     available, cache = available_bytes(), args.kv_cache_config
     groups, draft_groups = both
     n_tokens = cache.max_tokens or args.max_batch_size * max_seq_len
     wanted, drafts = arena_for_tokens(groups, n_tokens), arena_for_tokens(draft_groups, n_tokens)
     draft_bytes = drafts.nbytes if draft_groups else 0
     n_bytes = wanted.nbytes + draft_bytes
+    spare_bytes = with_spare(wanted, spare)[0].nbytes - wanted.nbytes
     tiers = TierSizes(
         tier_sectors(wanted, cache.host_cache_size or 0), tier_sectors(wanted, cache.disk_cache_size or 0)
     )
@@ -451,7 +468,7 @@ def _plan_memory(
             f"KvCacheConfig.host_cache_size={cache.host_cache_size} takes {host:,} bytes beside {weight_bytes:,} of"
             f" weights, and {available:,} are available; lower it"
         )
-    budget = kv_budget(n_bytes, weight_bytes + adapter_bytes, available - host)
+    budget = kv_budget(n_bytes, weight_bytes + adapter_bytes + spare_bytes, available - host)
     if not groups:
         return wanted, drafts, tiers, MemoryPlan(weight_bytes, 0, slot_bytes, available, 0, adapter_bytes)
     if cache.max_tokens is None:
@@ -459,7 +476,7 @@ def _plan_memory(
         if draft_groups:
             drafts = plan_arena(draft_groups, budget * draft_bytes // n_bytes)
             draft_bytes = drafts.nbytes
-    elif n_bytes + host + weight_bytes > available:
+    elif n_bytes + spare_bytes + host + weight_bytes > available:
         raise ConfigError(
             f"KvCacheConfig.max_tokens={cache.max_tokens} takes {n_bytes:,} bytes beside {weight_bytes:,} of"
             f" weights and {host:,} of the host tier (host_cache_size), and {available:,} are available; lower it"
@@ -468,7 +485,8 @@ def _plan_memory(
         layout = wanted
     per_token = sum(group.block_bytes for group in groups if group.spec.of_tokens) / BLOCK_TOKENS
     kv_tokens = int((layout.n_sectors - 1) * layout.sector_bytes / per_token)
-    sizes = (weight_bytes, layout.nbytes, slot_bytes, available, kv_tokens, adapter_bytes, host, draft_bytes)
+    kv_bytes = layout.nbytes + spare_bytes
+    sizes = (weight_bytes, kv_bytes, slot_bytes, available, kv_tokens, adapter_bytes, host, draft_bytes)
     return layout, drafts, tiers, MemoryPlan(*sizes)
 
 

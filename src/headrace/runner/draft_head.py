@@ -63,16 +63,16 @@ class HeadDrafter:
         starts = np.array([item.start for item in items], np.int64)
         # A row is read when the token after it is known.
         counts = np.minimum(self._slots.computed[slots], self._slots.known[slots] - 1) - starts
-        first_rows = np.array([item.first_row for item in items], np.int64)
-        has_rows = counts > 0
-        slots, starts, counts, first_rows = slots[has_rows], starts[has_rows], counts[has_rows], first_rows[has_rows]
+        which = np.flatnonzero(counts > 0)
+        slots, starts, counts = slots[which], starts[which], counts[which]
         self._ready[slots] = False
         fits = self._rows.keys.make_room(slots, starts, starts + counts)
-        slots, starts, counts, first_rows = slots[fits], starts[fits], counts[fits], first_rows[fits]
+        slots, starts, counts, which = slots[fits], starts[fits], counts[fits], which[fits]
         if not len(slots):
             return
+        read = [items[at].rows[:count] for at, count in zip(which.tolist(), counts.tolist(), strict=True)]
         ends = np.cumsum(counts)
-        rows = torch.from_numpy(np.arange(ends[-1]) + np.repeat(first_rows - (ends - counts), counts))
+        rows = torch.from_numpy(np.concatenate(read))
         states = torch.cat([state[rows] for state in self._taps.states], 1)
         is_end = (starts + counts == self._slots.known[slots] - 1) & ~self._slots.stopped[slots]
         last = ends[is_end] - 1
@@ -90,8 +90,7 @@ class HeadDrafter:
         made: list[list[int]] = [[] for _ in works]
         drafting = np.flatnonzero((wanted > 0) & self._ready[slots]) if len(works) else np.zeros(0, np.int64)
         if len(drafting):
-            at = torch.from_numpy(slots[drafting])
-            logits, states = self._next_logits[at], self._next_states[at]  # type: ignore[index]
+            logits, states = self.made(slots[drafting])
         length = 0
         while len(drafting):
             tokens = self._rows.draw(slots[drafting], logits, length)
@@ -107,10 +106,27 @@ class HeadDrafter:
             good, mine, starts = good[fits], mine[fits], starts[fits]
             drafting = drafting[good]
             if len(drafting):
-                each = np.ones_like(mine)
-                logits, states = self._rows.run(
-                    self._further, mine, starts, each, states[torch.from_numpy(good)], np.arange(len(mine))
-                )
+                logits, states = self.go_on(mine, starts, states[torch.from_numpy(good)])
         counters[self._counter] += sum(map(len, made))
         self._rows.keys.count(counters)
         return [tuple(mine) if n else work.draft_tokens for work, n, mine in zip(works, wanted, made, strict=True)]
+
+    # For trees.
+
+    def is_ready(self, slot: int) -> bool:
+        """Whether it has read all but the newest token of a slot."""
+        return bool(self._ready[slot])
+
+    def made(self, slots: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """What it makes of the last rows that it has read of ready slots: logits over its vocabulary, and states."""
+        at = torch.from_numpy(slots)
+        return self._next_logits[at], self._next_states[at]  # type: ignore[index]
+
+    def go_on(self, slots: np.ndarray, starts: np.ndarray, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same after one more row of each slot or lane, at ``starts``, each beside the token after it: ``states``
+        are its own of the rows before. Good until it runs again."""
+        return self._rows.run(self._further, slots, starts, np.ones_like(slots), states, np.arange(len(slots)))
+
+    def count(self, n_drafts: int, counters: Counter[str]) -> None:
+        """Drafts made with its help."""
+        counters[self._counter] += n_drafts

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from headrace.core.plan import SeqResult, SeqWork, SlotInit
 
+from .paths import DraftTree
+
 if TYPE_CHECKING:
     from .gather import ResolvedWork
 
@@ -27,8 +29,9 @@ class Drafter(Protocol):
         """Its sequence has left the slot."""
         ...
 
-    def drafts(self, works: Sequence[SeqWork], counters: Counter[str]) -> list[tuple[int, ...]]:
-        """The draft tokens of each work: those that came with it, or made here in place of ``FROM_DRAFTER``."""
+    def drafts(self, works: Sequence[SeqWork], counters: Counter[str]) -> Sequence[tuple[int, ...] | DraftTree]:
+        """The draft tokens of each work: those that came with it, or made here in place of ``FROM_DRAFTER``. A tree has
+        no path longer than that, and ``more_drafts`` rows more at most."""
         ...
 
     def observe(self, resolved: Sequence[ResolvedWork], results: Sequence[SeqResult]) -> None:

@@ -24,15 +24,17 @@ from headrace.models.taps import NO_TAPS, Taps, n_layers, tap_layers, tap_norm
 from headrace.ops.table import Ops
 from headrace.quant.formats import INT8
 from headrace.quant.schemes import NO_SCHEME, AtLoad, Scheme
-from headrace.sampling import Sampler
+from headrace.sampling import CandidateFinder, Sampler
 from headrace.weights.checkpoint import Checkpoint
 
 from .draft_head import HeadDrafter
 from .draft_model import ModelDrafter, check_draft_model
+from .draft_tree import TreeDrafter
 from .drafter import NO_DRAFTER, Drafter
 from .graph import Graphs
 from .head_keys import HeadKeys
 from .head_rows import HeadRows, Pass
+from .lanes import Lanes
 from .scheme import scheme_for
 from .slots import SlotTable
 
@@ -58,6 +60,9 @@ class Parts:
     make_graphs: Callable[[Model, Taps], Graphs]
     """Over the groups of ``keys``."""
     device: torch.device
+    lanes: Lanes
+    views: Sequence[torch.Tensor]
+    """Of the layers of what drafts, by group: ``Lanes.layers_from``."""
 
 
 class Drafting(Protocol):
@@ -105,7 +110,8 @@ class _ByModel:
 
 
 class _ByHead:
-    """One head, which goes on from its own states. ``counter``: of the tokens that it drafts."""
+    """One head, which goes on from its own states. ``counter``: of the tokens that it drafts; ``width``: of trees of
+    them; None: chains."""
 
     def __init__(
         self,
@@ -116,8 +122,9 @@ class _ByHead:
         counter: str,
         *,
         has_own_cache: bool,
+        width: int | None = None,
     ) -> None:
-        self._head, self._vocab_size, self._counter = head, vocab_size, counter
+        self._head, self._vocab_size, self._counter, self._width = head, vocab_size, counter, width
         self.has_own_cache = has_own_cache
         self.models: tuple[Model, ...] = (head,)
         self.sources = (source,)
@@ -126,7 +133,12 @@ class _ByHead:
     def build(self, parts: Parts) -> Drafter:
         head = self._head
         first, further = (Pass(head, parts.make_graphs(head, head.taps)) for _ in range(2))
-        return HeadDrafter(first, further, self.taps, _rows(parts, self._vocab_size, head.token_ids), self._counter)
+        rows = _rows(parts, self._vocab_size, head.token_ids)
+        chain = HeadDrafter(first, further, self.taps, rows, self._counter)
+        if self._width is None:
+            return chain
+        finder = CandidateFinder(parts.slots.n_slots, self._vocab_size, head.token_ids, self._width)
+        return TreeDrafter(chain, finder, self._width, parts.lanes, parts.views, parts.slots)
 
 
 def _rows(parts: Parts, vocab_size: int, token_ids: torch.Tensor) -> HeadRows:
@@ -148,7 +160,8 @@ def _by_eagle3(source: ModelSource, ctx: BuildContext, config: EagleDecodingConf
     head = Eagle3Head(source.config, replace(ctx, scheme=_of_heads(ctx)), checkpoint, *tables, sizes)
     taps = tap_layers(target, layers, "EagleDecodingConfig.eagle3_layers_to_capture, or the head's own ids")
     apart = not config.eagle3_one_model
-    return _ByHead(head, source, taps, target.vocab_size, "draft_head_tokens", has_own_cache=apart)
+    width = config.dynamic_tree_max_topK if config.use_dynamic_tree else None
+    return _ByHead(head, source, taps, target.vocab_size, "draft_head_tokens", has_own_cache=apart, width=width)
 
 
 def _by_mtp(

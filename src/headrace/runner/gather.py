@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from headrace.core.plan import BLOCK_TOKENS, Rows, SeqWork
 from headrace.ops.batch import Batch, GroupBatch
 
 from .drafter import Drafter
+from .lanes import Branch, Lanes
+from .paths import DraftTree, Path, path_rows
 from .slots import SlotTable
 
 
@@ -26,12 +28,31 @@ class ResolvedWork:
     """Position in the plan's works."""
     start: int
     first_row: int
-    drafts: tuple[int, ...]
-    """The draft tokens, whoever made them."""
+    drafts: Path
+    """The draft tokens, whoever made them; of a tree its first path, then the path that was right."""
+    branches: tuple[Branch, ...] = ()
+    """The other paths of a tree. Then there is one known token."""
+    chosen_rows: np.ndarray | None = None
+    """int64: rows of the known tokens and ``drafts`` where another path than the first was right."""
 
     @property
     def n_rows(self) -> int:
-        return self.work.n_tokens + len(self.drafts)
+        return self.work.n_tokens + len(self.drafts) + sum(branch.n_rows for branch in self.branches)
+
+    @property
+    def n_drafts(self) -> int:
+        return len(self.drafts) + sum(branch.n_new for branch in self.branches)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.drafts, *(branch.drafts for branch in self.branches))
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int64: those of the known tokens and of ``drafts``."""
+        if self.chosen_rows is not None:
+            return self.chosen_rows
+        return np.arange(self.first_row, self.first_row + self.work.n_tokens + len(self.drafts))
 
     @property
     def end(self) -> int:
@@ -42,8 +63,28 @@ class ResolvedWork:
     def last_known_row(self) -> int:
         return self.first_row + self.work.n_tokens - 1
 
+    def sampled(self) -> Iterator[tuple[int, int, int, Path]]:
+        """Of each path: slot, how many of its rows are sampled with the path before it, the first row of the batch that
+        is sampled with this one, and its drafts."""
+        row = self.last_known_row
+        yield self.work.slot, 0, row, self.drafts
+        row += 1 + len(self.drafts)
+        for branch in self.branches:
+            yield self.work.slot, 1 + branch.shared, row + 1 + branch.shared - branch.skipped, branch.drafts
+            row += branch.n_rows
 
-def resolve(works: Sequence[SeqWork], slots: SlotTable, drafter: Drafter, counters: Counter[str]) -> list[ResolvedWork]:
+    def on(self, path: int) -> ResolvedWork:
+        """The same when it is known which path was right."""
+        if not self.branches:
+            return self
+        own = (0, *(branch.skipped for branch in self.branches))
+        rows = path_rows(self.first_row, self.paths, own)[path]
+        return replace(self, drafts=self.paths[path], branches=(), chosen_rows=rows)
+
+
+def resolve(
+    works: Sequence[SeqWork], slots: SlotTable, drafter: Drafter, lanes: Lanes, counters: Counter[str]
+) -> list[ResolvedWork]:
     """The works that still have something to do, at their true positions, with their drafts.
 
     A slot that stopped in an earlier step drops out: the plan was made before that was known.
@@ -66,22 +107,41 @@ def resolve(works: Sequence[SeqWork], slots: SlotTable, drafter: Drafter, counte
         live.append((index, work))
         starts.append(start)
     drafts = drafter.drafts([work for _, work in live], counters)
-    resolved, row = [], 0
+    resolved, row, n_lanes = [], 0, 0
     for (index, work), start, made in zip(live, starts, drafts, strict=True):
-        resolved.append(ResolvedWork(work, index, start, row, made))
+        if isinstance(made, DraftTree):
+            branches = lanes.branches(made, n_lanes)
+            resolved.append(ResolvedWork(work, index, start, row, made.paths[0], branches))
+            n_lanes += len(branches)
+        else:
+            resolved.append(ResolvedWork(work, index, start, row, made))
         row += resolved[-1].n_rows
     return resolved
 
 
-def gather(resolved: Sequence[ResolvedWork], slots: SlotTable, device: torch.device) -> Batch:
-    """The batch of the resolved works. Drafts are laid behind the known history first, so one gather takes all ids."""
+def gather(resolved: Sequence[ResolvedWork], slots: SlotTable, lanes: Lanes, device: torch.device) -> Batch:
+    """The batch of the resolved works. Drafts are laid behind the known history first, so one gather takes all ids.
+
+    A branch is a sequence of the batch by itself, behind the one that it belongs to. As nobody knows yet which path is
+    right, all rows of a tree count as drafts.
+    """
+    slot_of, starts, counts, n_drafts = [], [], [], []
     for item in resolved:
         if item.drafts:
             slots.lay_drafts(item.work.slot, item.drafts)
-    slot_of = np.array([item.work.slot for item in resolved], np.int64)
-    starts = np.array([item.start for item in resolved], np.int64)
-    counts = np.array([item.n_rows for item in resolved], np.int64)
-    return gather_rows(slot_of, starts, counts, np.array([len(item.drafts) for item in resolved]), slots, device)
+        slot_of.append(item.work.slot)
+        starts.append(item.start)
+        counts.append(item.work.n_tokens + len(item.drafts))
+        n_drafts.append(counts[-1] if item.branches else len(item.drafts))
+        if item.branches:
+            lanes.lay(item.work.slot, item.branches, item.start)
+        for branch in item.branches:
+            slot_of.append(branch.lane)
+            starts.append(item.start + branch.skipped)
+            counts.append(branch.n_rows)
+            n_drafts.append(branch.n_rows)
+    numbers = (np.array(column, np.int64) for column in (slot_of, starts, counts, n_drafts))
+    return gather_rows(*numbers, slots, device)
 
 
 def gather_rows(

@@ -20,16 +20,18 @@ _NEVER = np.iinfo(np.int64).max
 class SlotTable:
     """Histories, lengths, stop flags and block tables of ``n_slots`` slots.
 
-    Arrays, all indexed by slot:
-        history   [n_slots, max_seq_len + max_drafts] int32: prompt, output, then drafts under verification
+    Behind the slots lie ``n_lanes`` lanes, which no plan names: see ``lanes.py``.
+
+    Arrays, all indexed by slot or lane:
+        history   [n_slots + n_lanes, max_seq_len + max_drafts] int32: prompt, output, then drafts under verification
         known     int64: tokens of the history that are decided
         computed  int64: tokens whose keys and values are in the cache
         n_prompt, max_length  int64
         second_from  int64: where the second of two texts begins
         adapter   int32: number of the adapter, -1 for none
         stopped   bool: no more rows, whatever a plan made earlier says
-    ``block_tables[g]`` is [n_slots, max_blocks] int32 for cache group g; of a group of encoded media it is as wide as
-    it has to be.
+    ``block_tables[g]`` is [n_slots + n_lanes, max_blocks] int32 for cache group g; of a group of encoded media it is as
+    wide as it has to be.
     """
 
     def __init__(
@@ -40,10 +42,12 @@ class SlotTable:
         n_groups: int,
         block_tokens: int,
         media_groups: Sequence[int] = (),
+        n_lanes: int = 0,
     ) -> None:
         width = max_seq_len + max_drafts
         max_blocks = -(-width // block_tokens)
-        self.n_slots = n_slots
+        self.n_slots, self.n_lanes = n_slots, n_lanes
+        n_slots += n_lanes
         self.history = np.zeros((n_slots, width), np.int32)
         self.known = np.zeros(n_slots, np.int64)
         self.computed = np.zeros(n_slots, np.int64)

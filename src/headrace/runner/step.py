@@ -23,7 +23,9 @@ from .beams import candidates_of
 from .drafter import Drafter
 from .gather import ResolvedWork, gather, resolve
 from .graph import Graphs
+from .lanes import Lanes
 from .media import Media
+from .paths import best_path, path_rows
 from .pooling import Poolers
 from .prompt_rows import NO_ROWS, PromptRowMaker, PromptRows
 from .saving import Saver
@@ -37,18 +39,23 @@ class Sampled:
     """What the sampled rows of a step gave."""
 
     outcome: SampleOutcome
-    first_rows: dict[int, int]
-    """By position in the plan: the first row of the outcome."""
+    rows: dict[int, tuple[int, np.ndarray]]
+    """By position in the plan: the path that is right for longest (0 but for trees of drafts), and the rows of the
+    outcome that belong to it."""
     candidates: dict[int, tuple[Candidate, ...] | RequestError]
     """By position in the plan, for beams."""
     logits: torch.Tensor
     """Float32 [R, V], the model's own."""
 
-    def kept(self, init: SlotInit, first: int, count: int) -> np.ndarray | None:
+    def path_of(self, item: ResolvedWork) -> int:
+        """Which path of its drafts is right."""
+        return self.rows[item.index][0] if item.branches else 0
+
+    def kept(self, init: SlotInit, rows: np.ndarray) -> np.ndarray | None:
         """Rows of logits, if the request asks for them: a copy, as a recording writes over them in the next step."""
         if not init.sampling.return_generation_logits:
             return None
-        return self.logits[first : first + count].numpy().copy()
+        return self.logits.numpy()[rows]
 
 
 class StepRunner:
@@ -73,6 +80,7 @@ class StepRunner:
         adapters: AdapterRows,
         mover: BlockMover,
         saver: Saver,
+        lanes: Lanes,
     ) -> None:
         self.model = model
         self.sampler = sampler
@@ -90,6 +98,7 @@ class StepRunner:
         self._rows = PromptRowMaker(model, sampler)
         self.mover = mover
         self.saver = saver
+        self.lanes = lanes
         self._bind_errors: dict[int, str] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -107,16 +116,17 @@ class StepRunner:
         failed_moves = self.mover.make(plan.moves, plan.copies)
         for init in plan.inits:
             self.media.bind(init, counters)
-        resolved = resolve(plan.works, self.slots, self.drafter, counters)
+        resolved = resolve(plan.works, self.slots, self.drafter, self.lanes, counters)
         results = [self._idle(work.slot, work.seq_id) for work in plan.works]
         if resolved:
-            batch = gather(resolved, self.slots, self._device)
+            batch = gather(resolved, self.slots, self.lanes, self._device)
             prompt, sampled = self._compute(resolved, batch, counters)
             for item in resolved:
                 results[item.index] = self._settle(item, prompt.get(item.index, NO_ROWS), sampled)
-            self.states.advance(batch, [results[item.index].n_accepted for item in resolved])
-            self.drafter.observe(resolved, results)
-            counters["saved_states"] += self.saver.observe(resolved, results)
+            self.states.advance(batch, _accepted(resolved, results, sampled))
+            settled = [item.on(sampled.path_of(item)) for item in resolved]
+            self.drafter.observe(settled, results)
+            counters["saved_states"] += self.saver.observe(settled, results)
             counters["batched_steps"] += len(resolved) > 1
         return StepResult(plan.step, tuple(results), time.perf_counter() - started, dict(counters), failed_moves)
 
@@ -144,7 +154,7 @@ class StepRunner:
         if all(_samples_all(item) for item in resolved):
             logits = self.graphs.logits(batch, counters)
             if logits is not None:
-                return {}, self._sample(resolved, lambda rows: logits, counters)
+                return {}, self._sample(resolved, lambda rows: _rows_of(logits, rows), counters)
         for index, (group, part) in enumerate(zip(self.groups, batch.groups, strict=True)):
             part.metadata = self.ops.plan(batch, index, group.spec)
         hidden = self.model.forward(batch)
@@ -195,24 +205,13 @@ class StepRunner:
     ) -> Sampled:
         """``logits_of``: rows of the batch [R] int64, ascending -> [R, vocab_size]."""
         items = [item for item in resolved if self._samples(item)]
-        counts = np.array([1 + len(item.drafts) for item in items], np.int64)
-        first_rows = np.cumsum(counts) - counts
         if not items:
             return Sampled(SampleOutcome(np.zeros(0, np.int64)), {}, {}, torch.empty(0))
-        within = np.arange(counts.sum()) - np.repeat(first_rows, counts)
-        slots = np.array([item.work.slot for item in items], np.int64)
-        rows = SampleRows(
-            slots=np.repeat(slots, counts),
-            positions=np.repeat(self.slots.known[slots], counts) + within,
-            first_rows=first_rows,
-            drafts=[item.drafts for item in items],
-            history=self.slots.known_history,
-        )
-        hidden_rows = np.repeat([item.last_known_row for item in items], counts) + within
-        logits = logits_of(torch.from_numpy(hidden_rows))
+        rows, batch_rows = self._sample_rows(items)
+        logits = logits_of(torch.from_numpy(batch_rows))
         outcome = self.sampler.sample(rows, logits)
-        firsts = {item.index: int(first) for item, first in zip(items, first_rows, strict=True)}
-        candidates = self._candidates(items, firsts, outcome, logits)
+        chosen = _choose(items, rows, outcome)
+        candidates = self._candidates(items, chosen, outcome, logits)
         counters["logprob_rows"] += len(outcome.logprobs) + sum(_has_logprobs(found) for found in candidates.values())
         counters["processed_rows"] += outcome.n_changed
         counters["processor_calls"] += outcome.n_processed
@@ -221,15 +220,37 @@ class StepRunner:
         counters["logit_rows"] += sum(
             self.slots.init_of(item.work.slot).sampling.return_generation_logits for item in items
         )
-        return Sampled(outcome, firsts, candidates, logits)
+        return Sampled(outcome, chosen, candidates, logits)
+
+    def _sample_rows(self, items: Sequence[ResolvedWork]) -> tuple[SampleRows, np.ndarray]:
+        """What is sampled of ``items``, each token of a tree once, and in which rows of the batch: int64 [R]."""
+        paths = [path for item in items for path in item.sampled()]
+        slots, skipped, from_row = (np.array([path[part] for path in paths], np.int64) for part in range(3))
+        drafts = [path[3] for path in paths]
+        counts = 1 + np.array([len(own) for own in drafts], np.int64) - skipped
+        first_rows = np.cumsum(counts) - counts
+        within = np.arange(counts.sum()) - np.repeat(first_rows, counts)
+        rows = SampleRows(
+            slots=np.repeat(slots, counts),
+            positions=np.repeat(self.slots.known[slots] + skipped, counts) + within,
+            first_rows=first_rows,
+            drafts=drafts,
+            history=self.slots.known_history,
+            skipped=skipped if skipped.any() else None,
+        )
+        return rows, np.repeat(from_row, counts) + within
 
     def _candidates(
-        self, items: Sequence[ResolvedWork], firsts: dict[int, int], outcome: SampleOutcome, logits: torch.Tensor
+        self,
+        items: Sequence[ResolvedWork],
+        chosen: dict[int, tuple[int, np.ndarray]],
+        outcome: SampleOutcome,
+        logits: torch.Tensor,
     ) -> dict[int, tuple[Candidate, ...] | RequestError]:
         """What the beams among ``items`` may go on with; takes their logprobs out of ``outcome``."""
         found: dict[int, tuple[Candidate, ...] | RequestError] = {}
         for item in items:
-            init, row = self.slots.init_of(item.work.slot), firsts[item.index]
+            init, row = self.slots.init_of(item.work.slot), int(chosen[item.index][1][0])
             if init.n_candidates and row in outcome.logprobs:
                 found[item.index] = candidates_of(init, outcome.logprobs.pop(row), logits[row], self.sampler)
         return found
@@ -246,8 +267,7 @@ class StepRunner:
         outcome = sampled.outcome
         if isinstance(prompt, RequestError):
             return self._fail(slot, work.seq_id, computed, str(prompt))
-        first = sampled.first_rows.get(item.index)
-        if first is None:
+        if item.index not in sampled.rows:
             self.slots.computed[slot] = computed
             if work.outputs is Rows.POOLED and computed == self.slots.known[slot]:
                 self.slots.stopped[slot] = True
@@ -255,29 +275,30 @@ class StepRunner:
                 return SeqResult(slot, work.seq_id, computed, finish=FinishReason.STOP, pooled=pooled)
             return SeqResult(slot, work.seq_id, computed, prompt_logprobs=prompt.logprobs, context_logits=prompt.logits)
         init = self.slots.init_of(slot)
+        path, rows = sampled.rows[item.index]
         if init.n_candidates:
-            return self._settle_beam(item, prompt, sampled, first)
-        drafts = item.drafts
-        tokens = outcome.tokens[first : first + len(drafts) + 1].tolist()
+            return self._settle_beam(item, prompt, sampled, int(rows[0]))
         rules = EndRules(init.stop_ids, init.eos_ids, init.max_length)
-        verified = verify(tokens, drafts, int(self.slots.known[slot]), rules)
+        verified = verify(outcome.tokens[rows].tolist(), item.paths[path], int(self.slots.known[slot]), rules)
         if verified.failed_row is not None:
-            return self._fail(slot, work.seq_id, computed, outcome.errors[first + verified.failed_row])
+            return self._fail(slot, work.seq_id, computed, outcome.errors[int(rows[verified.failed_row])])
+        if path:
+            self.lanes.copy(item.branches[path - 1].lane, slot, item.start, computed + verified.n_accepted - 1)
         self.slots.append(slot, verified.tokens)
         self.slots.computed[slot] = computed + verified.n_accepted
         self.slots.stopped[slot] = verified.finish is not None
-        rows = range(first, first + len(verified.tokens))
+        rows = rows[: len(verified.tokens)]
         return SeqResult(
             slot,
             work.seq_id,
             computed + verified.n_accepted,
             tokens=verified.tokens,
-            n_drafts=len(drafts),
+            n_drafts=item.n_drafts,
             n_accepted=verified.n_accepted,
-            logprobs=tuple(outcome.logprobs[row] for row in rows if row in outcome.logprobs),
+            logprobs=tuple(outcome.logprobs[row] for row in rows.tolist() if row in outcome.logprobs),
             prompt_logprobs=prompt.logprobs,
             context_logits=prompt.logits,
-            generation_logits=sampled.kept(init, first, len(verified.tokens)),
+            generation_logits=sampled.kept(init, rows),
             finish=verified.finish,
             stop_reason=verified.stop_reason,
         )
@@ -302,6 +323,41 @@ class StepRunner:
         self.slots.stopped[slot] = True
         self.slots.computed[slot] = computed
         return SeqResult(slot, seq_id, computed, error=message)
+
+
+def _rows_of(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """``rows`` ascend: as many as there are are all of them."""
+    return logits if len(rows) == len(logits) else logits[rows]
+
+
+def _choose(
+    items: Sequence[ResolvedWork], rows: SampleRows, outcome: SampleOutcome
+) -> dict[int, tuple[int, np.ndarray]]:
+    """By position in the plan, the path that is right for longest, and its rows of the outcome."""
+    chosen, at = {}, 0
+    for item in items:
+        first = int(rows.first_rows[at])
+        at += 1 + len(item.branches)
+        if not item.branches:
+            chosen[item.index] = 0, np.arange(first, first + 1 + len(item.drafts))
+            continue
+        of_paths = path_rows(first, item.paths, (0, *(1 + branch.shared for branch in item.branches)))
+        best = best_path(item.paths, of_paths, outcome.tokens)
+        chosen[item.index] = best, of_paths[best]
+    return chosen
+
+
+def _accepted(resolved: Sequence[ResolvedWork], results: Sequence[SeqResult], sampled: Sampled) -> list[int]:
+    """How many of the draft rows of each sequence of the batch were right. Of a tree, its known token is one."""
+    accepted = []
+    for item in resolved:
+        n_accepted = results[item.index].n_accepted
+        if not item.branches:
+            accepted.append(n_accepted)
+            continue
+        right = sampled.path_of(item)
+        accepted += [item.work.n_tokens + n_accepted if path == right else 0 for path in range(len(item.paths))]
+    return accepted
 
 
 def _has_logprobs(found: tuple[Candidate, ...] | RequestError) -> bool:

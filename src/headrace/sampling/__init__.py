@@ -1,6 +1,7 @@
 """From logits to tokens and logprobs. ``docs/sampling.md`` defines the draw."""
 
 from .acceptance import Acceptance, Relaxed, Remembering
+from .candidates import CandidateFinder
 from .contract import NO_TOKEN, RowMasks, SampleOutcome, Sampler, SampleRows
 from .guided import GuidedSampler
 from .native import NativeSampler
@@ -13,6 +14,7 @@ from .verify import EndRules, Verified, verify
 __all__ = [
     "NO_TOKEN",
     "Acceptance",
+    "CandidateFinder",
     "EndRules",
     "GuidedSampler",
     "NativeSampler",

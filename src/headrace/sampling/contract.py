@@ -30,21 +30,25 @@ class RowMasks(NamedTuple):
 class SampleRows:
     """The rows of a step that are sampled: for each sequence its last known row, then one for each of its drafts.
 
-    Row ``first_rows[s] + i`` of sequence s draws the token that follows the history + ``drafts[s][:i]``.
+    Row ``first_rows[s] + i`` of sequence s draws the token that follows the history + ``drafts[s][:skipped[s] + i]``.
+    A branch of a draft tree is a sequence of its own, with the slot of the others.
     """
 
     slots: np.ndarray
     """int [R]: the slot of each row."""
     positions: np.ndarray
-    """int [R]: absolute position of the token that is drawn; for the first row of a sequence its history's length."""
+    """int [R]: absolute position of the token that is drawn; for the first row of a sequence its history's length and
+    what it skips."""
     first_rows: np.ndarray
     """int [S], rising: the first row of each sequence; its last is the one before the next sequence's first."""
     drafts: Sequence[tuple[int, ...]]
-    """[S]: the drafts of each sequence, one fewer than it has rows."""
+    """[S]: the drafts of each sequence, one fewer than it has rows and skips."""
     history: Callable[[int], np.ndarray]
     """The confirmed tokens (prompt, then output; int [n]) of a slot. Asked only where options look at them."""
     masks: RowMasks | None = None
     """None: no row has one."""
+    skipped: np.ndarray | None = None
+    """int [S]: first rows of each sequence that stand with another of the same slot. None: nobody has any."""
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -60,7 +64,11 @@ class SampleRows:
 
     def drafts_before(self, row: int, sequence: int) -> tuple[int, ...]:
         """The drafts that stand between the confirmed history and the token of ``row``."""
-        return self.drafts[sequence][: row - int(self.first_rows[sequence])]
+        return self.drafts[sequence][: row - int(self.first_rows[sequence]) + self.n_skipped(sequence)]
+
+    def n_skipped(self, sequence: int) -> int:
+        """``skipped`` of a sequence."""
+        return 0 if self.skipped is None else int(self.skipped[sequence])
 
 
 @dataclass(slots=True)

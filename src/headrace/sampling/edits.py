@@ -118,7 +118,7 @@ def confirmed(rows: SampleRows, slot: int, sequence: int) -> np.ndarray:
     """The confirmed tokens of a slot, as many as the first row of its sequence says."""
     history = rows.history(slot)
     first = int(rows.first_rows[sequence])
-    if len(history) != rows.positions[first]:
+    if len(history) + rows.n_skipped(sequence) != rows.positions[first]:
         raise EngineError(
             f"slot {slot} has {len(history)} tokens of history, and row {first} draws position {rows.positions[first]}"
         )

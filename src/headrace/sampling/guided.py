@@ -59,11 +59,13 @@ class GuidedSampler:
             first = int(rows.first_rows[sequence])
             slot = int(rows.slots[first])
             masks, error = self._guides[slot].masks(rows.history(slot), rows.drafts[sequence], self._width)
-            index[first : first + len(masks)] = np.arange(len(words), len(words) + len(masks))
-            words += masks
-            if error is not None:
+            skipped = rows.n_skipped(sequence)
+            own = masks[skipped:]
+            index[first : first + len(own)] = np.arange(len(words), len(words) + len(own))
+            words += own
+            if error is not None and len(masks) >= skipped:
                 # The rows after it are reached only through this one.
-                errors[first + len(masks)] = error
+                errors[first + len(own)] = error
         stacked = np.stack(words) if words else np.zeros((0, self._width), np.uint32)
         return RowMasks(index, stacked), errors
 

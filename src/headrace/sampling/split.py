@@ -52,7 +52,8 @@ def _part(rows: SampleRows, which: np.ndarray, mine: np.ndarray) -> SampleRows:
     drafts = [one for one, is_mine in zip(rows.drafts, mine, strict=True) if is_mine]
     masks = rows.masks and RowMasks(rows.masks.index[which], rows.masks.words)
     first_rows = np.searchsorted(which, rows.first_rows[mine])
-    return SampleRows(rows.slots[which], rows.positions[which], first_rows, drafts, rows.history, masks)
+    skipped = None if rows.skipped is None else rows.skipped[mine]
+    return SampleRows(rows.slots[which], rows.positions[which], first_rows, drafts, rows.history, masks, skipped)
 
 
 def _merge(outcome: SampleOutcome, part: SampleOutcome, which: np.ndarray) -> None:

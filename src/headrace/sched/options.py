@@ -29,6 +29,10 @@ class SchedulerOptions:
     """Sequences that may wait; None: no limit."""
     depth: int = 2
     """Steps that are in flight at once."""
+    more_drafts: int = 0
+    """Rows for drafts of a sequence beside a chain of them: what the worker drafts is a tree."""
+    most_trees: int = 0
+    """Sequences of a step that may have such rows."""
     tells_ends: bool = False
     """The worker keeps something of sequences until it hears that they have ended."""
 

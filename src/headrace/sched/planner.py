@@ -58,6 +58,7 @@ class Planner:
         """Sequences for which drafting failed: the scheduler ends them."""
         self._max_rows = options.max_num_tokens
         self._max_parked = options.max_batch_size
+        self._more_drafts, self._most_trees = options.more_drafts, options.most_trees
         self._counters = counters
         self._turns = turns
         self._short: Sequence | None = None
@@ -159,7 +160,9 @@ class Planner:
             limit = min(most, drafts_left, seq.max_length - 1 - seq.known_bound)
             drafts = self._drafts(seq, limit) if limit > 0 and not seq.n_candidates else ()
             drafts_left -= len(drafts)
-            self._place(step, seq, 1, drafts)
+            more = min(self._more_drafts, drafts_left) if drafts and step.n_trees < self._most_trees else 0
+            drafts_left -= more
+            self._place(step, seq, 1, drafts, more)
 
     def _drafts(self, seq: Sequence, limit: int) -> tuple[int, ...]:
         try:
@@ -188,7 +191,9 @@ class Planner:
     def _place_chunk(self, step: StepDraft, seq: Sequence, share: int) -> None:
         self._place(step, seq, cut_chunk(seq.scheduled, share, _backlog(seq)), ())
 
-    def _place(self, step: StepDraft, seq: Sequence, n_tokens: int, drafts: tuple[int, ...]) -> None:
+    def _place(
+        self, step: StepDraft, seq: Sequence, n_tokens: int, drafts: tuple[int, ...], more_drafts: int = 0
+    ) -> None:
         """Gives a running sequence its rows, or as many as there is memory for."""
         rows = n_tokens + len(drafts)
         end = seq.scheduled + rows
@@ -202,7 +207,7 @@ class Planner:
             end = seq.scheduled + rows
             if end > seq.lease.n_blocks * BLOCK_TOKENS:
                 step.updates += self._manager.grow(seq.slot, seq.lease, end)
-        step.add(seq, n_tokens, drafts)
+        step.add(seq, n_tokens, drafts, more_drafts if drafts else 0)
 
     def _find_memory(self, step: StepDraft, seq: Sequence, rows: int) -> int:
         """Rows of ``seq`` for which there is memory, after preempting others if there is none for a single one."""

@@ -50,18 +50,21 @@ class StepDraft:
     n_chunks: int = 0
     n_decodes: int = 0
     n_prefills: int = 0
+    n_trees: int = 0
     samples: bool = False
 
-    def add(self, seq: Sequence, n_tokens: int, drafts: tuple[int, ...]) -> None:
+    def add(self, seq: Sequence, n_tokens: int, drafts: tuple[int, ...], more_drafts: int = 0) -> None:
         """Rows of ``seq``: its next ``n_tokens`` tokens and the drafts. The step holds its lease."""
         start, known = seq.scheduled, seq.known_bound
         samples = start + n_tokens == known
-        work = SeqWork(seq.slot, seq.seq_id, start, n_tokens, seq.outputs_of(start, n_tokens, len(drafts)), drafts)
+        outputs = seq.outputs_of(start, n_tokens, len(drafts))
+        work = SeqWork(seq.slot, seq.seq_id, start, n_tokens, outputs, drafts, more_drafts)
         seq.launch(work, samples=samples)
         seq.last_planned = self.step
         seq.lease.hold()
         self.works.append(Flying(seq, work, seq.lease, samples))
-        self.rows_left -= n_tokens + len(drafts)
+        self.rows_left -= work.n_rows
+        self.n_trees += more_drafts > 0
         if known - start == 1:
             self.n_decodes += 1
         else:
