@@ -34,7 +34,8 @@ class MtpLayer(nn.Module):
             # A layer of experts and of full attention.
             config.layer_types, kinds = ["full_attention"] * 8, range(7, 8)
         self.blocks = nn.ModuleList(block(config, index) for index in kinds)
-        size, eps = config.hidden_size, getattr(config, "rms_norm_eps", None) or config.layer_norm_epsilon
+        # Where there is a ``layer_norm_epsilon``, the ``rms_norm_eps`` beside it is read by nothing.
+        size, eps = config.hidden_size, getattr(config, "layer_norm_epsilon", None) or config.rms_norm_eps
         norm = type(next(part for name, part in self.blocks[0].named_modules() if name.endswith("norm")))
         self.enorm, self.hnorm, self.norm = (norm(size, eps=eps) for _ in range(3))
         self.eh_proj = nn.Linear(2 * size, size, bias=False)

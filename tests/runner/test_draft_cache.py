@@ -101,9 +101,7 @@ def test_what_the_head_has_lost_is_as_though_it_had_not_been(
     [
         ("llama", {"kv_cache_config": TIGHT, "max_num_tokens": 24}),
         pytest.param("nemotron-h-experts", {"disable_overlap_scheduler": True}, marks=pytest.mark.slow),
-        pytest.param(
-            "gemma3-untied-window-40", {"kv_cache_config": KvCacheConfig(max_tokens=320)}, marks=pytest.mark.slow
-        ),
+        pytest.param("gemma3-untied-window-40", {"kv_cache_config": TIGHT}, marks=pytest.mark.slow),
         pytest.param("deepseek-v3", {"kv_cache_config": KvCacheConfig(dtype="int8")}, marks=pytest.mark.slow),
     ],
 )

@@ -12,13 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from draft_heads import guess, write_head
-from headrace import LLM, ConfigError, EagleDecodingConfig, SamplingParams
+from headrace import LLM, ConfigError, EagleDecodingConfig, MTPDecodingConfig, SamplingParams
 from headrace.eval import tiny
 from headrace.train.conversations import answered, made_up, read_data, write_answers
-from headrace.train.eagle3 import HeadShape, TrainableHead
+from headrace.train.eagle3 import TrainableHead
+from headrace.train.kinds import KINDS
+from headrace.train.layers import HeadShape
 from headrace.train.lessons import Conversation
-from headrace.train.recipe import head_config, train_head
+from headrace.train.mtp import TrainableMtp
+from headrace.train.recipe import train_head
 from headrace.train.trainer import Settings, _walk
+from mtp_layers import layer_config, make_llama_layer
 from tiny_text import write_tokenizer
 
 
@@ -68,17 +72,37 @@ def test_a_chain_in_training_is_the_chain_of_drafting(folder: Path, tmp_path: Pa
         torch.testing.assert_close(guesses[step][row, position], wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_a_chain_of_an_mtp_layer_is_that_of_drafting() -> None:
+    layer = make_llama_layer(64, 317)
+    trainable = TrainableMtp(HeadShape({**layer_config(64, 317), "draft_vocab_size": 16}))
+    stored = {name.removeprefix("mtp."): tensor for name, tensor in layer.tensors().items()}
+    assert set(trainable.state_dict()) == {*stored, "lm_head.weight"}
+    trainable.load_state_dict(stored, strict=False)
+    generator = torch.Generator().manual_seed(1)
+    states, embedded = torch.randn(2, 9, 64, generator=generator), torch.randn(2, 12, 64, generator=generator)
+    with torch.no_grad():
+        guesses = trainable(states, embedded, 4)
+    for row, position, step in ((0, 0, 0), (1, 4, 0), (0, 3, 1), (1, 8, 2), (0, 6, 3)):
+        read = states[row, : position + 1]
+        for _ in range(step + 1):
+            made = layer(embedded[row, : len(read)], read)
+            read = torch.cat([read, made[-1:]])
+        torch.testing.assert_close(guesses[step][row, position], read[-1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["eagle3", pytest.param("mtp", marks=pytest.mark.slow)])
 def test_a_trained_head_drafts_as_well_as_was_measured_and_changes_nothing(
-    folder: Path, conversations: list[Conversation], tmp_path: Path
+    folder: Path, conversations: list[Conversation], tmp_path: Path, kind: str
 ) -> None:
     settings = Settings(n_steps=3, epochs=25, seconds=60.0, rate=3e-3)
     trained = train_head(
-        folder, conversations, tmp_path / "head", draft_vocab=200, mode="float32", max_tokens=49, settings=settings,
-        reporter=Quiet(),
+        folder, conversations, tmp_path / "head", kind=kind, draft_vocab=200, mode="float32", max_tokens=49,
+        settings=settings, reporter=Quiet(),
     )  # fmt: skip
     assert trained.tokens_per_step[1] > 1.5, trained
     assert trained.tokens_per_step == sorted(trained.tokens_per_step)
-    config = EagleDecodingConfig(max_draft_len=3, speculative_model=str(trained.folder))
+    way = EagleDecodingConfig if kind == "eagle3" else MTPDecodingConfig
+    config = way(max_draft_len=3, speculative_model=str(trained.folder))
     prompts = [list(one.tokens[: one.n_prompt]) for one in conversations[::5]]
     params = SamplingParams(max_tokens=40, end_id=-1, detokenize=False)
     with LLM(folder, skip_tokenizer_init=True, num_threads=1, dtype="float32", speculative_config=config) as llm:
@@ -125,7 +149,7 @@ def test_too_little_is_said(folder: Path, tmp_path: Path) -> None:
             reporter=Quiet(),
         )  # fmt: skip
     with pytest.raises(ConfigError, match="the model has 5 layers"):
-        head_config({"hidden_size": 64, "num_hidden_layers": 5}, 64)
+        KINDS["eagle3"].config({"hidden_size": 64, "num_hidden_layers": 5}, 64)
 
 
 def test_prompts_are_answered_by_the_model_and_every_answer_is_kept(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``headrace train-draft``: an EAGLE-3 head for a model, trained on what the model itself says."""
+"""``headrace train-draft``: a draft head for a model, trained on what the model itself says."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from headrace.llm import LLM
     from headrace.train.conversations import Entry
     from headrace.train.lessons import Conversation
+    from headrace.train.recipe import Trained
+
+
+_MODES = {"none": "bfloat16", "int8": "int8-bfloat16", "gguf": "gguf-bfloat16"}
+"""How the model that teaches is kept -> how it runs over the conversations."""
 
 
 class _Bars:
@@ -63,11 +68,14 @@ def train_draft(
     model: Annotated[str, typer.Argument(help="Built-in name, folder, .gguf file or hub id.")],
     *,
     out: Annotated[Path, typer.Option(help="Folder for the head.")],
+    kind: Annotated[str, typer.Option(help="eagle3, or mtp: a layer before the model's own head.")] = "eagle3",
     data: Annotated[
         Path | None, typer.Option(help="Prompts, a line each or JSON lines; or a folder of saved states.")
     ] = None,
     own_prompts: Annotated[int, typer.Option(min=0, help="So many prompts that the model makes up itself.")] = 0,
-    draft_vocab: Annotated[int, typer.Option(min=16, help="Tokens that the head can guess.")] = 4096,
+    draft_vocab: Annotated[
+        int, typer.Option(min=16, help="Tokens that the head can guess; of mtp: that it learns from.")
+    ] = 4096,
     draft_len: Annotated[int, typer.Option(min=1, max=16, help="Drafts of a step that it is trained for.")] = 4,
     minutes: Annotated[float, typer.Option(min=0.01, help="Training ends after this time at the latest.")] = 45.0,
     epochs: Annotated[int, typer.Option(min=1, help="Times that it sees every conversation.")] = 4,
@@ -84,7 +92,7 @@ def train_draft(
     threads: Annotated[int | None, typer.Option(min=1, help="Compute threads.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Train a draft head (EAGLE-3) on a model's own answers, and measure it on some that it has not seen."""
+    """Train a draft head (EAGLE-3 or MTP) on a model's own answers, and measure it on some that it has not seen."""
     import gc
 
     gc.enable()  # the command's entry keeps all that a start makes; this one goes on for long
@@ -94,14 +102,15 @@ def train_draft(
     from headrace.core.cgroup import usable_cpus
     from headrace.ops.native import core
     from headrace.train.conversations import made_up, read_data
+    from headrace.train.kinds import KINDS
     from headrace.train.lessons import Conversation
     from headrace.train.recipe import train_head
     from headrace.train.trainer import Settings
     from headrace.weights.resolve import resolve_model
 
-    modes = {"none": "bfloat16", "int8": "int8-bfloat16", "gguf": "gguf-bfloat16"}
-    if quantization not in modes:
-        raise ConfigError(f"--quantization {quantization}: there are {', '.join(modes)}")
+    for option, value, known in (("quantization", quantization, _MODES), ("kind", kind, KINDS)):
+        if value not in known:
+            raise ConfigError(f"--{option} {value}: there are {', '.join(known)}")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: there is something already; give a new folder")
     if data is None and not own_prompts:
@@ -121,11 +130,15 @@ def train_draft(
     torch.set_num_threads(threads or usable_cpus())
     settings = Settings(n_steps=draft_len, epochs=epochs, seconds=60.0 * minutes, rate=rate, seed=seed)
     trained = train_head(
-        path, conversations, out, draft_vocab=draft_vocab, mode=modes[quantization], max_tokens=max_tokens,
-        settings=settings, reporter=bars,
+        path, conversations, out, kind=kind, draft_vocab=draft_vocab, mode=_MODES[quantization],
+        max_tokens=max_tokens, settings=settings, reporter=bars,
     )  # fmt: skip
     bars.close()
-    if json:
+    _show(trained, kind, as_json=json)
+
+
+def _show(trained: Trained, kind: str, *, as_json: bool) -> None:
+    if as_json:
         console.print_json(dataclasses.asdict(trained) | {"folder": str(trained.folder)})
         return
     table = console.table("drafts", "tokens a step", title=f"{trained.n_held} held-out conversations")
@@ -135,5 +148,5 @@ def train_draft(
     console.note(
         f"{trained.folder}: learnt from {trained.n_lessons} conversations of {trained.n_tokens} tokens; its vocabulary"
         f" has {trained.coverage:.1%} of the tokens of answers."
-        f" Use it: --speculative eagle3 --draft-model {trained.folder}"
+        f" Use it: --speculative {kind} --draft-model {trained.folder}"
     )

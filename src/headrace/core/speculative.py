@@ -161,10 +161,25 @@ class MTPDecodingConfig(DecodingBaseConfig):
     """The older name of ``max_draft_len``."""
     speculative_model: str | None = None
     """Folder, built-in name or hub id of what has the layer; None: the model's own checkpoint."""
-    use_mtp_vanilla: Literal[False] = False
-    """One layer makes all drafts, from its own states."""
+    use_mtp_vanilla: bool = False
+    """A layer for each draft, each with keys of its own; where the checkpoint has fewer, they take turns, each turn
+    with a copy of the weights. Else one layer makes all drafts, from its own states."""
     mtp_eagle_one_model: bool = True
     """The layer's keys and values lie in the model's cache. False: it has a cache of its own, with a prefix index."""
+
+    @model_validator(mode="after")
+    def _vanilla_goes_alone(self) -> MTPDecodingConfig:
+        if self.use_mtp_vanilla and not self.mtp_eagle_one_model:
+            raise ValueError(
+                "mtp_eagle_one_model=False is about a layer that is used again and again; leave it out, or"
+                " use_mtp_vanilla"
+            )
+        if self.use_mtp_vanilla and self.changes_outputs:
+            raise ValueError(
+                f"{next(name for name in _ACCEPTANCE if getattr(self, name))} makes outputs depend on drafts, and those"
+                " of use_mtp_vanilla depend on whose prefix was found in the cache; leave out one of them"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -35,6 +35,7 @@ from .graph import Graphs
 from .head_keys import HeadKeys
 from .head_rows import HeadRows, Pass
 from .lanes import Lanes
+from .mtp_cascade import MtpCascade
 from .scheme import scheme_for
 from .slots import SlotTable
 
@@ -141,6 +142,23 @@ class _ByHead:
         return TreeDrafter(chain, finder, self._width, parts.lanes, parts.views, parts.slots)
 
 
+class _ByCascade:
+    """A head for each draft, in order."""
+
+    has_own_cache = False
+
+    def __init__(self, heads: Sequence[MtpHead], source: ModelSource, taps: Taps) -> None:
+        self._heads = tuple(heads)
+        self.models: tuple[Model, ...] = self._heads
+        self.sources = (source,) * len(self._heads)
+        self.taps = taps
+
+    def build(self, parts: Parts) -> Drafter:
+        passes = [Pass(head, parts.make_graphs(head, head.taps), 1 + i) for i, head in enumerate(self._heads)]
+        rows = _rows(parts, self._heads[0].vocab_size, self._heads[0].token_ids)
+        return MtpCascade(passes, self.taps, rows, "mtp_tokens")
+
+
 def _rows(parts: Parts, vocab_size: int, token_ids: torch.Tensor) -> HeadRows:
     return HeadRows(parts.make_sampler(), vocab_size, token_ids, parts.ops, parts.keys, parts.slots, parts.device)
 
@@ -173,7 +191,15 @@ def _by_mtp(
     own = config.speculative_model is None
     scheme = scheme_for(algorithm, source.checkpoint, ctx.ops.round_blocks) if own else _of_heads(ctx)
     where = "the model's checkpoint" if own else f"speculative_model={config.speculative_model!r}"
-    heads = mtp_heads(source.config, replace(ctx, scheme=scheme), source.checkpoint, target, where)
+
+    def of_checkpoint() -> list[MtpHead]:
+        return mtp_heads(source.config, replace(ctx, scheme=scheme), source.checkpoint, target, where)
+
+    heads = of_checkpoint()
+    if config.use_mtp_vanilla:
+        while len(heads) < config.max_draft_len:
+            heads += of_checkpoint()
+        return _ByCascade(heads[: config.max_draft_len], source, tap_norm(target))
     apart = not config.mtp_eagle_one_model
     return _ByHead(heads[0], source, tap_norm(target), target.vocab_size, "mtp_tokens", has_own_cache=apart)
 

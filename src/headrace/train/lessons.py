@@ -60,12 +60,13 @@ class Lesson:
 
 
 class Teacher:
-    """The model, run over conversations. ``mode``: one of ``eval.text_model.MODES``."""
+    """The model, run over conversations. ``mode``: one of ``eval.text_model.MODES``; ``of_layers``: states are those of
+    the layers that an EAGLE-3 head reads, else what the model's head reads."""
 
-    def __init__(self, path: Path, mode: str, max_tokens: int) -> None:
+    def __init__(self, path: Path, mode: str, max_tokens: int, *, of_layers: bool) -> None:
         self._model = TextModel(path, MODES[mode], max_tokens)
-        self.layers = tuple(self._model.usual_layers())
-        self._taps = self._model.tap()
+        self.layers = tuple(self._model.usual_layers()) if of_layers else ()
+        self._taps = self._model.tap() if of_layers else None
 
     def lesson(self, one: Conversation) -> Lesson:
         """Raises ``ConfigError`` for states that are not those a head reads."""
@@ -74,7 +75,7 @@ class Teacher:
             last, states = self._recalled(one)
         else:
             last = self._model.hidden(one.tokens)
-            states = torch.cat(self._taps.states, 1)
+            states = last if self._taps is None else torch.cat(self._taps.states, 1)
         for first in range(0, len(last), _ROWS):
             top = self._model.head(last[first : first + _ROWS]).log_softmax(-1).topk(TOP, dim=1)
             ids.append(top.indices.int())
@@ -88,9 +89,9 @@ class Teacher:
     def _recalled(self, one: Recorded) -> tuple[torch.Tensor, torch.Tensor]:
         """The last states and those of the layers, as ``forward`` would give them."""
         n, last = len(one.tokens), one.last[: len(one.tokens)]
-        if one.layers != self.layers or last.shape != (n, self._model.hidden_size):
+        if (self.layers and one.layers != self.layers) or last.shape != (n, self._model.hidden_size):
             raise ConfigError(
                 f"--data: states of the layers {list(one.layers)}, {one.last.shape[-1]} wide; a head for this model"
                 f" reads {list(self.layers)}, {self._model.hidden_size} wide"
             )
-        return last.to(self._model.dtype), one.states[:n]
+        return last.to(self._model.dtype), one.states[:n] if self.layers else last

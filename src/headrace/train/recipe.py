@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -14,10 +14,9 @@ from headrace.core.errors import ConfigError
 from headrace.weights.checkpoint import Checkpoint, open_checkpoint
 from headrace.weights.dummy import write_safetensors
 
-from .eagle3 import HeadShape, TrainableHead
+from .kinds import KINDS, Tables
 from .lessons import Conversation, Lesson, Teacher
-from .start import first_weights
-from .trainer import DraftVocabulary, Settings, Trainer, choose_vocabulary
+from .trainer import Settings, Trainable, Trainer, choose_vocabulary
 
 _HELD = 24
 """Conversations that are kept for the measurement, at most; a tenth, if there are few."""
@@ -54,6 +53,7 @@ def train_head(
     conversations: Sequence[Conversation],
     out: Path,
     *,
+    kind: str = "eagle3",
     draft_vocab: int,
     mode: str,
     max_tokens: int,
@@ -61,9 +61,11 @@ def train_head(
     reporter: Reporter,
     clock: Clock | None = None,
 ) -> Trained:
-    """Trains an EAGLE-3 head for the model at ``path`` and writes it to ``out``, in the public layout.
+    """Trains a head for the model at ``path`` and writes it to ``out``, in the public layout.
 
     Args:
+        kind: one of ``kinds.KINDS``.
+        draft_vocab: tokens that an EAGLE-3 head can guess; an MTP layer guesses any, and learns from these.
         mode: one of ``eval.text_model.MODES``: how the model runs over the conversations.
         max_tokens: of a conversation; what is longer is cut.
 
@@ -73,64 +75,33 @@ def train_head(
     cut = [one for one in cut if len(one.tokens) - one.n_prompt >= _SHORTEST]
     if len(cut) < 2:
         raise ConfigError(f"--data: {len(cut)} conversations have an answer of {_SHORTEST} tokens; two are the least")
-    lessons = _lessons(Teacher(path, mode, max_tokens), cut, reporter)
+    how = KINDS[kind]
+    lessons = _lessons(Teacher(path, mode, max_tokens, of_layers=how.of_layers), cut, reporter)
     checkpoint = open_checkpoint(path)
     try:
-        config = head_config(checkpoint.config(), draft_vocab)
+        config = how.config(checkpoint.config(), draft_vocab)
         held, taught = _held(lessons)
         vocabulary = choose_vocabulary(taught, draft_vocab, config["vocab_size"])
         torch.manual_seed(settings.seed)
-        head = TrainableHead(HeadShape(config), lessons[0].states.shape[1])
+        head = how.make(config, lessons[0].states.shape[1])
         tables = _tables(checkpoint)
         _borrow_mlp(head, checkpoint, checkpoint.config()["num_hidden_layers"] - 1)
     finally:
         checkpoint.close()
-    first_weights(head, taught, tables.embedding, tables.norm, tables.head[vocabulary.ids])
-    trainer = Trainer(head, tables.embedding, vocabulary, settings, clock or SystemClock())
+    how.begin(head, taught, tables, vocabulary)
+    clock = clock or SystemClock()
     reporter.stage("training", 1.0)
-    for progress in trainer.train(taught):
+    for progress in Trainer(head, tables.embedding, vocabulary, settings, clock).train(taught):
         reporter.advance(progress.share, f"loss {progress.loss:.2f}")
+    vocabulary = how.finish(head, tables, vocabulary)
     reporter.stage("measuring", len(held))
+    trainer = Trainer(head, tables.embedding, vocabulary, settings, clock)
     measured = trainer.tokens_per_step(held, reporter.advance)
-    _save(out, config, head, vocabulary)
+    write_safetensors(out, config, how.tensors(head, vocabulary))
     answers = torch.cat([one.tokens[one.n_prompt :] for one in held])
     coverage = (vocabulary.draft_of[answers] >= 0).double().mean().item()
     n_tokens = sum(len(one.tokens) for one in taught)
     return Trained(out, len(taught), n_tokens, len(held), coverage, measured)
-
-
-def head_config(target: dict[str, Any], draft_vocab: int) -> dict[str, Any]:
-    """The configuration of a head for a model with the configuration ``target``. Raises ``ConfigError``."""
-    hidden, n_layers = target["hidden_size"], target["num_hidden_layers"]
-    if n_layers <= 5:
-        raise ConfigError(f"the model has {n_layers} layers; an EAGLE-3 head reads three of at least 6")
-    n_heads = target["num_attention_heads"]
-    if hidden % n_heads or hidden // n_heads % 2:
-        n_heads = max(n for n in range(1, n_heads + 1) if hidden % (2 * n) == 0)
-    n_kv_heads = target.get("num_key_value_heads") or n_heads
-    rope = target.get("rope_parameters") or {}
-    return {
-        "architectures": ["LlamaForCausalLMEagle3"],
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "target_hidden_size": hidden,
-        "intermediate_size": target.get("intermediate_size") or 2 * hidden,
-        "num_attention_heads": n_heads,
-        "num_key_value_heads": n_kv_heads if n_heads % n_kv_heads == 0 else n_heads,
-        "head_dim": hidden // n_heads,
-        "num_hidden_layers": 1,
-        "hidden_act": "silu",
-        "rms_norm_eps": target.get("rms_norm_eps") or 1e-5,
-        "rope_theta": target.get("rope_theta") or rope.get("rope_theta") or 10000.0,
-        "max_position_embeddings": target["max_position_embeddings"],
-        "vocab_size": target["vocab_size"],
-        "draft_vocab_size": min(draft_vocab, target["vocab_size"]),
-        "tie_word_embeddings": False,
-        "eagle_config": {
-            "use_aux_hidden_state": True,
-            "eagle_aux_hidden_state_layer_ids": [1, n_layers // 2 - 1, n_layers - 4],
-        },
-    }
 
 
 def _lessons(teacher: Teacher, conversations: Sequence[Conversation], reporter: Reporter) -> list[Lesson]:
@@ -150,34 +121,21 @@ def _held(lessons: Sequence[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
     return [lessons[i] for i in sorted(chosen)], [one for i, one in enumerate(lessons) if i not in chosen]
 
 
-@dataclass(frozen=True, slots=True)
-class _Tables:
-    embedding: torch.Tensor
-    norm: torch.Tensor
-    head: torch.Tensor
-
-
-def _tables(checkpoint: Checkpoint) -> _Tables:
+def _tables(checkpoint: Checkpoint) -> Tables:
     """Of the model, fp32. Raises ``ConfigError`` where they go by other names."""
     names = set(checkpoint.names())
     if not {"model.embed_tokens.weight", "model.norm.weight"} <= names:
         raise ConfigError(f"{checkpoint.path}: no model.embed_tokens and model.norm, which a draft head begins with")
     embedding = checkpoint.tensor("model.embed_tokens.weight").float()
     head = checkpoint.tensor("lm_head.weight").float() if "lm_head.weight" in names else embedding
-    return _Tables(embedding, checkpoint.tensor("model.norm.weight").float(), head)
+    return Tables(embedding, checkpoint.tensor("model.norm.weight").float(), head)
 
 
-def _borrow_mlp(head: TrainableHead, checkpoint: Checkpoint, layer: int) -> None:
+def _borrow_mlp(head: Trainable, checkpoint: Checkpoint, layer: int) -> None:
     """The model's last MLP, where there is one of the head's shape."""
     names = set(checkpoint.names())
     with torch.no_grad():
-        for name, parameter in head.midlayer.mlp.named_parameters():
+        for name, parameter in head.mlp.named_parameters():
             source = f"model.layers.{layer}.mlp.{name}"
             if source in names and checkpoint.shape(source) == tuple(parameter.shape):
                 parameter.copy_(checkpoint.tensor(source).float())
-
-
-def _save(out: Path, config: dict[str, Any], head: TrainableHead, vocabulary: DraftVocabulary) -> None:
-    tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in head.state_dict().items()}
-    tensors |= {"d2t": vocabulary.offsets, "t2d": vocabulary.draft_of >= 0}
-    write_safetensors(out, config, tensors)

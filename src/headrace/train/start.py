@@ -7,12 +7,13 @@ there are values in its key-value heads, into an attention that looks at its own
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from .eagle3 import TrainableHead
 from .lessons import Lesson
+from .mtp import TrainableMtp
 
 _RIDGE = 3e-3
 """Added to the diagonal of the normal equations, of its own mean."""
@@ -36,22 +37,8 @@ def first_weights(
         norm: [hidden], the weight of its final norm.
         table: [draft vocab, hidden], rows of its head.
     """
-    n_states, hidden = head.fc.in_features, head.fc.out_features
-    width = n_states + hidden
-    gram, cross = torch.zeros(width, width), torch.zeros(width, hidden)
-    seen_mean, n = torch.zeros(hidden), 0
-    for lesson in lessons:
-        inputs, goal = _rows(lesson, embedding, norm)
-        gram += inputs.T @ inputs
-        cross += inputs.T @ goal
-        seen_mean += goal.sum(0)
-        n += len(goal)
-    # States and embeddings are of different size: each part is regularised in its own measure.
-    scale = gram.diagonal().clone()
-    for part in (slice(0, n_states), slice(n_states, width)):
-        scale[part] = gram.diagonal()[part].mean()
-    solution = torch.linalg.solve(gram + torch.diag(_RIDGE * scale), cross).T
-    of_states, of_embedding = solution[:, :n_states], solution[:, n_states:]
+    n_states = head.fc.in_features
+    of_states, of_embedding = _solved((_rows(lesson, embedding, norm) for lesson in lessons), n_states)
     with torch.no_grad():
         head.fc.weight.copy_(of_states)
         head.norm.weight.copy_(norm)
@@ -59,6 +46,40 @@ def first_weights(
         head.midlayer.mlp.down_proj.weight.zero_()
         _look_at_own_row(head, _common(head, lessons, embedding, norm))
         _bring(head, of_embedding)
+
+
+def first_mtp_weights(
+    head: TrainableMtp, lessons: Sequence[Lesson], embedding: torch.Tensor, norm: torch.Tensor, table: torch.Tensor
+) -> None:
+    """The same for an MTP layer: the whole of the guess is what joins its two inputs, and the block adds nothing."""
+    hidden = head.fc.out_features
+
+    def rows(lesson: Lesson) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, goal = _rows(lesson, embedding, norm)
+        return torch.cat([_unit(inputs[:, :hidden]), inputs[:, hidden:]], 1), goal
+
+    of_states, of_embedding = _solved(map(rows, lessons), hidden)
+    with torch.no_grad():
+        head.fc.weight.copy_(torch.cat([of_embedding, of_states], 1))
+        head.norm.weight.copy_(norm)
+        head.lm_head.weight.copy_(table)
+        head.layers[0].self_attn.o_proj.weight.zero_()  # type: ignore[union-attr, operator]
+        head.mlp.down_proj.weight.zero_()
+
+
+def _solved(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], n_states: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The maps of the states and of the embedding, [hidden, n_states] and [hidden, hidden], whose sum is nearest to the
+    goals. ``pairs``: as ``_rows`` has them."""
+    gram = cross = torch.zeros(())
+    for inputs, goal in pairs:
+        gram = gram + inputs.T @ inputs
+        cross = cross + inputs.T @ goal
+    # States and embeddings are of different size: each part is regularised in its own measure.
+    scale = gram.diagonal().clone()
+    for part in (slice(0, n_states), slice(n_states, len(scale))):
+        scale[part] = gram.diagonal()[part].mean()
+    solution = torch.linalg.solve(gram + torch.diag(_RIDGE * scale), cross).T
+    return solution[:, :n_states], solution[:, n_states:]
 
 
 def _rows(lesson: Lesson, embedding: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

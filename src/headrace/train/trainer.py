@@ -1,4 +1,4 @@
-"""Trains an EAGLE-3 head on lessons, and measures it on some that it has not seen."""
+"""Trains a draft head on lessons, and measures it on some that it has not seen."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from headrace.core.clock import Clock
 
 from .eagle3 import TrainableHead
 from .lessons import Lesson
+from .mtp import TrainableMtp
+
+Trainable = TrainableHead | TrainableMtp
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,11 @@ class DraftVocabulary:
         return self.ids - torch.arange(len(self.ids))
 
 
+def whole_vocabulary(size: int) -> DraftVocabulary:
+    """All tokens of the model."""
+    return DraftVocabulary(torch.arange(size), torch.arange(size))
+
+
 def choose_vocabulary(lessons: Sequence[Lesson], size: int, vocab_size: int) -> DraftVocabulary:
     """The ``size`` tokens that the model gives most of its probability to, over all answers."""
     mass = torch.zeros(vocab_size, dtype=torch.float64)
@@ -87,7 +95,7 @@ class Trainer:
 
     def __init__(
         self,
-        head: TrainableHead,
+        head: Trainable,
         embedding: torch.Tensor,
         vocabulary: DraftVocabulary,
         settings: Settings,
