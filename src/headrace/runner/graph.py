@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from headrace.cache.groups import CacheGroup
@@ -61,7 +62,10 @@ class StepGraphs:
         self._model = model
         self._taps = taps
         self._ops = ops
-        self._groups = groups
+        self._n_groups = len(groups)
+        own = set(model.cache_specs())
+        self._planned = [(index, group.spec) for index, group in enumerate(groups) if group.spec in own]
+        """The groups that the model has layers in."""
         self._sizes = tuple(sizes)
         self._exact = exact
         self._recorded: dict[tuple[int, bool], _Recording] = {}
@@ -73,7 +77,7 @@ class StepGraphs:
             return None
         recording = self._recorded.get((size, batch.sees_media))
         if recording is None:
-            recording = self._recorded[size, batch.sees_media] = _Recording(size, len(self._groups))
+            recording = self._recorded[size, batch.sees_media] = _Recording(size, self._n_groups)
             counters["graph_captures"] += 1
             logits = recording.capture(self._plan(recording.inputs(batch)), self._model, self._taps)
             if recording.missed:
@@ -85,8 +89,8 @@ class StepGraphs:
         return recording.replay(batch.n_rows, self._taps)
 
     def _plan(self, batch: Batch) -> Batch:
-        for index, (group, part) in enumerate(zip(self._groups, batch.groups, strict=True)):
-            part.metadata = self._ops.plan(batch, index, group.spec)
+        for index, spec in self._planned:
+            batch.groups[index].metadata = self._ops.plan(batch, index, spec)
         return batch
 
 
@@ -97,8 +101,8 @@ class _Recording:
         from headrace.ops.native.record import Recorder
 
         self._recorder = Recorder(size)
-        self._ids = torch.zeros(size, dtype=torch.int64)
-        self._positions = torch.zeros(size, dtype=torch.int64)
+        self._ids = np.zeros(size, np.int64)
+        self._positions = np.zeros(size, np.int64)
         self._metadata: list[Any] = [None] * n_groups
         self._groups: tuple[GroupBatch, ...] = ()
         self._logits = torch.empty(0)
@@ -108,8 +112,8 @@ class _Recording:
     def inputs(self, batch: Batch) -> Batch:
         """The same batch, its rows' inputs in fixed places, with the plans of the step before to be refilled."""
         n = batch.n_rows
-        self._ids[:n].copy_(batch.input_ids)
-        self._positions[:n].copy_(batch.positions)
+        ids, positions = self._ids[:n], self._positions[:n]
+        ids[:], positions[:] = batch.input_ids.numpy(), batch.positions.numpy()
         before = self._groups or (None,) * len(batch.groups)
         self._groups = tuple(
             GroupBatch(part.block_table, part.write_index, part.key_ranges, None if last is None else last.metadata)
@@ -121,7 +125,11 @@ class _Recording:
                 self._states = states.new_zeros(self._recorder.size, states.shape[1])
             states = self._states[:n].copy_(states)
         return replace(
-            batch, input_ids=self._ids[:n], positions=self._positions[:n], groups=self._groups, states=states
+            batch,
+            input_ids=torch.from_numpy(ids),
+            positions=torch.from_numpy(positions),
+            groups=self._groups,
+            states=states,
         )
 
     def capture(self, batch: Batch, model: Model, taps: Taps) -> torch.Tensor:

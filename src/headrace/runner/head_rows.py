@@ -49,8 +49,9 @@ class HeadRows:
         slots: SlotTable,
         device: torch.device,
     ) -> None:
-        self._sampler, self._token_ids, self._ops = sampler, token_ids, ops
+        self._sampler, self._token_ids, self._ops = sampler, token_ids.to(device), ops
         self.keys, self.slots, self.device = keys, slots, device
+        self._is_reduced = not torch.equal(token_ids, torch.arange(vocab_size))
         self._logits = torch.full((slots.n_slots, vocab_size), float("-inf"), device=device)
         """Of drafts, over the target's vocabulary; columns of tokens that cannot be drafted stay as they are."""
 
@@ -77,11 +78,12 @@ class HeadRows:
         vocabulary of the rows ``wanted``, and the head's own states of all rows. Good until the next run."""
         batch, positions = self.keys.batch(slots, starts, counts)
         following = self.slots.history[np.repeat(slots, counts), positions + how.ahead].astype(np.int64)
-        batch = dataclasses.replace(batch, input_ids=torch.from_numpy(following).to(self.device), states=states)
+        batch.input_ids, batch.states = torch.from_numpy(following).to(self.device), states
         rows, head = torch.from_numpy(wanted), how.head
         logits = how.graphs.logits(batch, Counter())
         if logits is not None:
-            return logits[rows], head.taps.states[0]
+            # Every draft waits for this: rows that are all wanted are not copied.
+            return logits if len(rows) == len(logits) else logits.index_select(0, rows), head.taps.states[0]
         for index, (group, part) in enumerate(zip(self.keys.groups, batch.groups, strict=True)):
             part.metadata = self._ops.plan(batch, index, group.spec)
         hidden = head.forward(batch)
@@ -89,11 +91,12 @@ class HeadRows:
 
     def draw(self, slots: np.ndarray, logits: torch.Tensor, length: int) -> np.ndarray:
         """The tokens after ``length`` drafts: int64 [len(slots)], ``NO_TOKEN`` where none could be drawn."""
-        wide = self._logits[: len(slots)]
-        wide[:, self._token_ids] = logits
+        if self._is_reduced:
+            ids = self._token_ids.expand(len(slots), -1)
+            logits = self._logits[: len(slots)].scatter_(1, ids, logits)
         known = self.slots.known
 
         def history(slot: int) -> np.ndarray:
             return self.slots.history[slot, : known[slot] + length]
 
-        return self._sampler.sample(SampleRows.one_each(slots, known[slots] + length, history), wide).tokens
+        return self._sampler.sample(SampleRows.one_each(slots, known[slots] + length, history), logits).tokens

@@ -16,6 +16,7 @@ from .params import Flag, SamplerState
 
 _CHANGES_LOGITS = int(Flag.of_logits())
 _WANTS_LOGPROBS = int(Flag.RAW_LOGPROBS | Flag.PROCESSED_LOGPROBS)
+_NOBODY = np.empty(0, np.int64)
 
 
 class NativeSampler:
@@ -25,7 +26,10 @@ class NativeSampler:
         self.state = SamplerState(n_slots, vocab_size)
         self._core = native()
         self._sampler = self._core.NativeSampler(vocab_size, self._core.slot_options(**self._options()))
-        self._no_edits = self._core.edits(0, 0, 0)
+        nothing = self._core.edits(0, 0, 0)
+        self._no_edits = _PackedEdits((nothing,) * len(edits.KINDS), ())
+        self._no_masks = self._core.Masks()
+        self._no_logprobs = _LogprobColumns(self._core, 0, 0)
 
     def bind(self, init: SlotInit) -> None:
         self.state.bind(init)
@@ -42,10 +46,14 @@ class NativeSampler:
         slots = np.ascontiguousarray(rows.slots, np.int64)
         positions = np.ascontiguousarray(rows.positions, np.int64)
         flags = self.state.flags[slots]
-        found = self._find_edits(rows, flags)
-        wanting = np.flatnonzero(flags & _WANTS_LOGPROBS)
-        width = int(self.state.n_logprobs[slots[wanting]].max(initial=0))
-        columns = _LogprobColumns(self._core, n if len(wanting) else 0, min(width, self.state.vocab_size))
+        # What some row asks for. The rest is not looked for: a draw takes no longer than looking does.
+        some = int(np.bitwise_or.reduce(flags))
+        found = self._find_edits(rows, flags) if some & _CHANGES_LOGITS else self._no_edits
+        wanting = np.flatnonzero(flags & _WANTS_LOGPROBS) if some & _WANTS_LOGPROBS else _NOBODY
+        columns = self._no_logprobs
+        if len(wanting):
+            width = int(self.state.n_logprobs[slots[wanting]].max())
+            columns = _LogprobColumns(self._core, n, min(width, self.state.vocab_size))
         tops = np.empty(n, np.float32)
         top_p = edits.top_p_of(self.state, rows)
         lines = _in_rows(logits)
@@ -53,12 +61,14 @@ class NativeSampler:
         masks, mask_arrays = self._masks(rows.masks)
         self._sampler.sample(
             lines.data_ptr(), lines.stride(0), own.data_ptr(), own.stride(0), n, _at(slots), _at(positions), _at(top_p),
-            *(kind.core for kind in found), masks, _at(outcome.tokens), _at(tops), columns.core,
+            *found.kinds, masks, _at(outcome.tokens), _at(tops), columns.core,
         )  # fmt: skip
         del mask_arrays
-        outcome.n_changed = int(np.count_nonzero(flags & _CHANGES_LOGITS))
-        for row in np.flatnonzero(outcome.tokens == NO_TOKEN).tolist():
-            outcome.errors[row] = f"position {rows.positions[row]}: {problem_of(float(tops[row]))}"
+        if some & _CHANGES_LOGITS:
+            outcome.n_changed = int(np.count_nonzero(flags & _CHANGES_LOGITS))
+        if outcome.tokens.min() == NO_TOKEN:
+            for row in np.flatnonzero(outcome.tokens == NO_TOKEN).tolist():
+                outcome.errors[row] = f"position {rows.positions[row]}: {problem_of(float(tops[row]))}"
         if len(wanting):
             good = wanting[outcome.tokens[wanting] != NO_TOKEN]
             outcome.logprobs = dict(zip(good.tolist(), columns.entries(good, outcome.tokens), strict=True))
@@ -87,35 +97,37 @@ class NativeSampler:
     def _masks(self, masks: RowMasks | None) -> tuple[Any, tuple[np.ndarray, ...]]:
         """As the core reads them, and what that points into."""
         if masks is None:
-            return self._core.Masks(), ()
+            return self._no_masks, ()
         check_masks(masks, self.state.vocab_size)
         index, words = np.ascontiguousarray(masks.index, np.int64), np.ascontiguousarray(masks.words, np.uint32)
         return self._core.masks(_at(index), _at(words), words.shape[1]), (index, words)
 
-    def _find_edits(self, rows: SampleRows, flags: np.ndarray) -> list[_PackedEdits]:
-        """One for each of ``edits.KINDS``."""
-        packed = []
-        for flag, find in edits.KINDS:
+    def _find_edits(self, rows: SampleRows, flags: np.ndarray) -> _PackedEdits:
+        kinds, arrays = list(self._no_edits.kinds), []
+        for i, (flag, find) in enumerate(edits.KINDS):
             which = np.flatnonzero(flags & int(flag))
-            found = find(self.state, rows, which) if len(which) else None
-            packed.append(self._packed(len(rows), which, found) if found else _PackedEdits(self._no_edits, ()))
-        return packed
-
-    def _packed(self, n_rows: int, which: np.ndarray, found: edits.Edits) -> _PackedEdits:
-        starts = np.zeros(n_rows + 1, np.int64)
-        starts[which + 1] = [len(ids) for ids in found.ids]
-        np.cumsum(starts, out=starts)
-        ids = np.concatenate(found.ids)
-        values = np.concatenate(found.values) if found.values else ids
-        return _PackedEdits(self._core.edits(_at(starts), _at(ids), _at(values)), (starts, ids, values))
+            if len(which):
+                arrays.append(_packed(len(rows), which, find(self.state, rows, which)))
+                kinds[i] = self._core.edits(*map(_at, arrays[-1]))
+        return _PackedEdits(tuple(kinds), tuple(arrays))
 
 
 class _PackedEdits(NamedTuple):
     """Edits as the core reads them."""
 
-    core: Any
-    arrays: tuple[np.ndarray, ...]
-    """What ``core`` points into: kept alive until the step is done."""
+    kinds: tuple[Any, ...]
+    """One for each of ``edits.KINDS``."""
+    arrays: tuple[tuple[np.ndarray, ...], ...]
+    """What they point into: kept alive until the step is done."""
+
+
+def _packed(n_rows: int, which: np.ndarray, found: edits.Edits) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the ids of each row begin (int64 [n_rows + 1]), the ids, and their values. ``found``: of rows ``which``."""
+    starts = np.zeros(n_rows + 1, np.int64)
+    starts[which + 1] = [len(ids) for ids in found.ids]
+    np.cumsum(starts, out=starts)
+    ids = np.concatenate(found.ids)
+    return starts, ids, np.concatenate(found.values) if found.values else ids
 
 
 class _LogprobColumns:
