@@ -9,6 +9,8 @@ import hashlib
 import itertools
 from functools import cache
 
+from headrace.core.features import FEATURES
+
 from .cases import TURN, Case, How, go_together, names_on, pairs_on
 from .scenarios import changes_output
 
@@ -27,10 +29,8 @@ DRAWING = frozenset(("n", "best_of"))
 """What greedy requests cannot have: all their outputs would be equal."""
 SEARCHING = frozenset(("beam_search",))
 """What drawn requests cannot have: it draws nothing."""
-NOT_OF_BEAMS = frozenset(
-    ("overlap", "ngram", "suffix", "draft_model", "eagle3", "eagle3_two_model", "mtp", "user_drafter")
-)
-"""What acts on requests beside those that search: a beam goes on when all of its step is known, and has no drafts."""
+NOT_OF_BEAMS = frozenset(row.name for row in FEATURES if "beam_search" in (row.not_on or {}))
+"""What acts on requests beside those that search."""
 ENDS_EARLY = frozenset(("preemption", "stop_strings"))
 """Greedy outputs of the recurrent model all meet a stop string before memory is short."""
 

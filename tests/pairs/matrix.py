@@ -178,8 +178,10 @@ def reasons() -> list[str]:
         f"- {drawing} when all requests are greedy: their outputs would all be equal; asking for it is an error."
     )
     lines.append(f"- {searching} when all requests are drawn: it draws nothing; asking for both is an error.")
-    beside = ", ".join(f"`{name}`" for name in NAMES if name in kinds.NOT_OF_BEAMS)
-    lines.append(f"- {beside} act on requests beside those with `beam_search`: half of the requests are drawn then.")
+    not_on = {(other, reason) for row in FEATURES for other, reason in (row.not_on or {}).items()}
+    for other, reason in sorted(not_on):
+        beside = ", ".join(f"`{row.name}`" for row in FEATURES if (row.not_on or {}).get(other) == reason)
+        lines.append(f"- {beside} on requests with `{other}`: {reason}. In their cell half of the requests are drawn.")
     return lines
 
 

@@ -94,8 +94,10 @@ def _facts_table(facts: dict[str, Any]) -> Any:
 def _feature_table() -> Any:
     table = console.table("feature", "default", "turned on by", "counter in get_stats", title="Features")
     for row in FEATURES:
-        excludes = "".join(f"\nnot with {name}: {reason}" for name, reason in (row.excludes or {}).items())
-        table.add_row(row.title, "on" if row.on_by_default else "-", row.turned_on_by + excludes, row.witness)
+        limits = [f"not with {name}: {reason}" for name, reason in (row.excludes or {}).items()]
+        limits += [f"beside {name}, not on it: {reason}" for name, reason in (row.not_on or {}).items()]
+        about = "\n".join((row.turned_on_by, *limits))
+        table.add_row(row.title, "on" if row.on_by_default else "-", about, row.witness)
     return table
 
 

@@ -25,6 +25,8 @@ class Feature:
     on_by_default: bool = False
     excludes: Mapping[str, str] | None = None
     """Names of features it cannot run with, each with the reason."""
+    not_on: Mapping[str, str] | None = None
+    """Names of features whose requests it leaves as they are, each with the reason; it acts on those beside them."""
     not_with_states: str | None = None
     """Why it cannot act on a model with recurrent states; None: it can."""
     acts_on: Literal["prompt", "past", "prefix", "output"] = "output"
@@ -45,6 +47,10 @@ class Missing:
 def _one_proposer(*others: str) -> dict[str, str]:
     return dict.fromkeys(others, "speculative_config names one way to draft")
 
+
+_NOT_ON_BEAMS = {
+    "beam_search": "a beam goes on when all beams of its request have been compared: nothing is planned ahead of that"
+}
 
 FEATURES: tuple[Feature, ...] = (
     Feature(
@@ -121,6 +127,7 @@ FEATURES: tuple[Feature, ...] = (
         "overlapped_steps",
         on_by_default=True,
         acts_on="prompt",
+        not_on=_NOT_ON_BEAMS,
     ),
     Feature(
         "graph",
@@ -134,6 +141,7 @@ FEATURES: tuple[Feature, ...] = (
         "N-gram speculation",
         "speculative_config=NGramDecodingConfig(max_draft_len)",
         "drafts_proposed",
+        not_on=_NOT_ON_BEAMS,
     ),
     Feature(
         "suffix",
@@ -141,6 +149,7 @@ FEATURES: tuple[Feature, ...] = (
         "speculative_config=SADecodingConfig(max_draft_len)",
         "drafts_proposed",
         excludes=_one_proposer("ngram"),
+        not_on=_NOT_ON_BEAMS,
     ),
     Feature(
         "draft_model",
@@ -148,6 +157,7 @@ FEATURES: tuple[Feature, ...] = (
         "speculative_config=DraftTargetDecodingConfig(max_draft_len, speculative_model)",
         "draft_model_tokens",
         excludes=_one_proposer("ngram", "suffix"),
+        not_on=_NOT_ON_BEAMS,
     ),
     Feature(
         "eagle3",
@@ -155,6 +165,7 @@ FEATURES: tuple[Feature, ...] = (
         "speculative_config=EagleDecodingConfig(max_draft_len, speculative_model)",
         "draft_head_tokens",
         excludes=_one_proposer("ngram", "suffix", "draft_model"),
+        not_on=_NOT_ON_BEAMS,
     ),
     Feature(
         "eagle3_two_model",
@@ -162,6 +173,7 @@ FEATURES: tuple[Feature, ...] = (
         "speculative_config=EagleDecodingConfig(max_draft_len, speculative_model, eagle3_one_model=False)",
         "draft_cache_blocks",
         excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3"),
+        not_on=_NOT_ON_BEAMS,
     ),
     Feature(
         "mtp",
@@ -169,6 +181,7 @@ FEATURES: tuple[Feature, ...] = (
         "speculative_config=MTPDecodingConfig(max_draft_len)",
         "mtp_tokens",
         excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "eagle3_two_model"),
+        not_on=_NOT_ON_BEAMS,
     ),
     Feature(
         "user_drafter",
@@ -176,6 +189,7 @@ FEATURES: tuple[Feature, ...] = (
         "speculative_config=UserProvidedDecodingConfig(max_draft_len, drafter)",
         "drafts_proposed",
         excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "eagle3_two_model", "mtp"),
+        not_on=_NOT_ON_BEAMS,
     ),
     Feature(
         "save_states",
