@@ -6,19 +6,30 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from headrace.core.errors import EngineDeadError
 from headrace.core.plan import StepPlan, StepResult
+from headrace.runner.step import do_nothing
 from headrace.runner.worker import Worker
 
 from .base import Capacity
 
-_Task = tuple[Future, Callable[[], Any]]
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    future: Future
+    work: Callable[[], Any]
+    is_step: bool
 
 
 class InprocExecutor:
     """Runs a ``Worker`` on one thread; tasks run in the order they were submitted.
+
+    What a step gave is told when the model of the next step is about to run, if that one is here already: the loop and
+    whoever reads then work beside the model, and not beside the worker's own Python, which they would stop.
 
     ``build`` makes the worker on that thread, since torch keeps its inference mode per thread. A step that raises
     fails its own future; what that means is decided by the loop.
@@ -30,6 +41,8 @@ class InprocExecutor:
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="headrace-worker", daemon=True)
         self._closed = False
+        self._tell: Callable[[], None] = do_nothing
+        """Completes the future of the last step, once."""
 
     def start(self) -> Capacity:
         """Builds the model and takes its memory. Raises what the build raises."""
@@ -43,7 +56,7 @@ class InprocExecutor:
 
     def submit(self, plan: StepPlan) -> Future[StepResult]:
         worker = self._ready_worker()
-        return self._enqueue(lambda: worker.execute(plan))
+        return self._enqueue(lambda: worker.execute(plan, self._tell_before), is_step=True)
 
     def call(self, name: str, *args: Any) -> Any:
         """Runs the worker's method ``name`` between two steps and returns what it returns."""
@@ -75,15 +88,27 @@ class InprocExecutor:
             raise EngineDeadError("the executor is not running")
         return self._worker
 
-    def _enqueue(self, work: Callable[[], Any]) -> Future:
+    def _enqueue(self, work: Callable[[], Any], *, is_step: bool = False) -> Future:
         future: Future = Future()
-        self._tasks.put((future, work))
+        self._tasks.put(_Task(future, work, is_step))
         return future
+
+    def _tell_before(self) -> None:
+        tell, self._tell = self._tell, do_nothing
+        tell()
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
-            future, work = task
+            if not task.is_step:
+                self._tell_before()
             try:
-                future.set_result(work())
+                result = task.work()
             except BaseException as error:  # noqa: BLE001  the future carries it to whoever waits
-                future.set_exception(error)
+                tell = partial(task.future.set_exception, error)
+            else:
+                tell = partial(task.future.set_result, result)
+            self._tell_before()
+            self._tell = tell
+            if self._tasks.empty():
+                self._tell_before()
+        self._tell_before()

@@ -34,6 +34,10 @@ from .states import States
 from .tiers import BlockMover
 
 
+def do_nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """What the sampled rows of a step gave."""
@@ -101,10 +105,13 @@ class StepRunner:
         self.lanes = lanes
         self._bind_errors: dict[int, str] = {}
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Runs the plan; results come in the order of its works. Call it under ``torch.inference_mode()``."""
+    def execute(self, plan: StepPlan, before_model: Callable[[], None] = do_nothing) -> StepResult:
+        """Runs the plan; results come in the order of its works. Call it under ``torch.inference_mode()``.
+        ``before_model`` is called when the model is about to run, or something else that may take long."""
         started = time.perf_counter()
         counters: Counter[str] = Counter()
+        if plan.inits or plan.moves or plan.ended:
+            before_model()
         self.saver.end(plan.ended)
         self.slots.choose(plan.appends)
         for slot in plan.released:
@@ -120,6 +127,7 @@ class StepRunner:
         results = [self._idle(work.slot, work.seq_id) for work in plan.works]
         if resolved:
             batch = gather(resolved, self.slots, self.lanes, self._device)
+            before_model()
             prompt, sampled = self._compute(resolved, batch, counters)
             for item in resolved:
                 results[item.index] = self._settle(item, prompt.get(item.index, NO_ROWS), sampled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from headrace.executor.base import Capacity
 from headrace.weights.peft import PeftAdapter
 
 from .memory import MemoryPlan
-from .step import StepRunner
+from .step import StepRunner, do_nothing
 
 
 class Worker:
@@ -23,9 +24,10 @@ class Worker:
         self._memory = memory
         self._effective = effective
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, before_model: Callable[[], None] = do_nothing) -> StepResult:
+        """See ``StepRunner.execute``."""
         with torch.inference_mode():
-            return self._runner.execute(plan)
+            return self._runner.execute(plan, before_model)
 
     def describe(self) -> tuple[MemoryPlan, dict[str, Any]]:
         """Where memory went, and the settings as they really are."""

@@ -16,6 +16,7 @@ from .params import Flag, SamplerState
 
 _CHANGES_LOGITS = int(Flag.of_logits())
 _WANTS_LOGPROBS = int(Flag.RAW_LOGPROBS | Flag.PROCESSED_LOGPROBS)
+_LOOKS_AT_TOP_P = int(Flag.DRAW | Flag.PROCESSED_LOGPROBS)
 _NOBODY = np.empty(0, np.int64)
 
 
@@ -55,7 +56,7 @@ class NativeSampler:
             width = int(self.state.n_logprobs[slots[wanting]].max())
             columns = _LogprobColumns(self._core, n, min(width, self.state.vocab_size))
         tops = np.empty(n, np.float32)
-        top_p = edits.top_p_of(self.state, rows)
+        top_p = edits.top_p_of(self.state, rows) if some & _LOOKS_AT_TOP_P else _NOBODY
         lines = _in_rows(logits)
         own = lines if model_logits is None else _in_rows(model_logits)
         masks, mask_arrays = self._masks(rows.masks)
