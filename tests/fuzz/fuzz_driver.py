@@ -144,8 +144,7 @@ class FuzzRig(Rig):
             priority=rng.choice((0.5, 0.5, 0.9)),
             deadline=rng.choice((None, None, None, now + rng.random() * 0.2)),
             cache_salt=rng.choice((None, None, "other")),
-            # With a disk the fuzzer has priorities enough: who waits for it stands aside.
-            asks=USUAL_ASKS if self.config.cache.tiers.disk else random_asks(self._other, len(prompt)),
+            asks=random_asks(self._other, len(prompt)),
         )
 
     def act_plan(self) -> None:

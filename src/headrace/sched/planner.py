@@ -87,8 +87,10 @@ class Planner:
         self._counters["standstills"] += 1
         for seq in reversed(list(self._residents)):
             self.preempt(seq)
-            # Nobody steps aside for the disk now: the first in line is the one to go on.
-            seq.has_fetched = True
+        first = self._waiting.peek()
+        if first is not None:
+            # It is the one to go on: it does not step aside for the disk now.
+            first.has_fetched = True
         self._manager.evict_all()
         self._refused = self._short = None
         self._turns.clear()
