@@ -177,6 +177,9 @@ def test_what_is_unpacked_is_said(folder, tmp_path, caplog):
     with LLM(kept, **args) as llm:
         assert llm.effective_config["weight_formats"]["4 bits in groups of 32"] > 0
     assert not caplog.text
+    with LLM(kept, **{**args, "dtype": "float16"}):
+        assert [r.message for r in caplog.records if "dtype float16: torch's reference operators" in r.message] != []
+    caplog.clear()
     with LLM(kept, **args, quant_config={"quant_algo": "none"}) as llm:
         assert set(llm.effective_config["weight_formats"]) == {"float32"}
     assert "(GPTQ in 4 bits: 4 bits in groups of 32)" in caplog.text

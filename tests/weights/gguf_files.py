@@ -98,13 +98,14 @@ def write_gguf(
     fields: Mapping[str, Any] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
     blocks: Mapping[str, tuple[str, np.ndarray]] | None = None,
+    tensors_a_file: int = 0,
 ) -> Path:
     """Write a file; matrices are stored as ``kind``, vectors as F32. ``fields`` replaces metadata (None removes).
 
     ``kinds``: of matrices whose names hold a word. ``blocks``: tensors that are blocks already, as form and rows of
-    bytes.
+    bytes. ``tensors_a_file``: in several files, which are named after ``path``; the first one is returned.
     """
-    writer = GGUFWriter(path, arch)
+    writer = GGUFWriter(path, arch, split_max_tensors=tensors_a_file)
     for key, value in (metadata(arch) | dict(fields or {})).items():
         if value is not None:
             add_field(writer, f"{arch}.{key}", value)
@@ -125,7 +126,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return path if path.exists() else sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))[0]
 
 
 def add_field(writer: GGUFWriter, key: str, value: Any) -> None:

@@ -87,6 +87,10 @@ def test_parts_that_do_not_fit_are_refused(name, change, message, tmp_path) -> N
         ({"quant_method": "awq", "version": "gemv"}, "version of AWQ must be 'gemm', got 'gemv'"),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo of ModelOpt must be one of FP8"),
         ({"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24"}}, "must be 'dense'"),
+        (
+            {"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"R1": {"type": "hadamard"}}}},
+            r"transform_config turns weights and activations \(R1\)",
+        ),
         ([4], "must be an object"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from headrace.weights.checkpoint import expect, open_checkpoint
 from headrace.weights.gguf_blocks import SUPPORTED, dequantise
 from headrace.weights.gguf_reader import GGML_TYPES, read_header
 from headrace.weights.gguf_rope import llama3_divisors
+from headrace.weights.resolve import resolve_model
 
 BY_NAME = {form.name: form for form in GGML_TYPES.values()}
 
@@ -89,6 +91,38 @@ def test_forms_that_are_only_read_come_out_of_a_file(
 
 def test_every_form_with_a_reader_is_compared_with_the_reference() -> None:
     assert set(SUPPORTED) == {"F32", "F16", "BF16", *BLOCK_TYPES, *READ_ONLY_TYPES}
+
+
+def test_a_model_in_several_files(tmp_path: Path) -> None:
+    weights = original_weights("llama", tied=False)
+    whole = open_checkpoint(write_gguf(tmp_path / "m.gguf", weights=weights, tied=False, kind="Q4_0"))
+    (tmp_path / "parts").mkdir()
+    first = write_gguf(tmp_path / "parts" / "n.gguf", weights=weights, tied=False, kind="Q4_0", tensors_a_file=5)
+    files = sorted(first.parent.glob("*.gguf"))
+    assert len(files) == 5
+    assert resolve_model(str(first.parent)).path == first
+    checkpoint = open_checkpoint(first)
+    assert checkpoint.config() == whole.config()
+    assert checkpoint.nbytes() == whole.nbytes()
+    for name in weights:
+        assert torch.equal(checkpoint.tensor(name), whole.tensor(name))
+    assert {checkpoint.file_of(name) for name in weights} == set(files)
+    checkpoint.close()
+    with pytest.raises(CheckpointError, match=r"one of 5 files of a model; give the first, n-00001-of-00005\.gguf"):
+        open_checkpoint(files[1])
+    files[2].rename(tmp_path / "away")
+    with pytest.raises(CheckpointError, match=r"one of 5 files, and n-00003-of-00005\.gguf is not beside it"):
+        open_checkpoint(first)
+    shutil.copy(files[3], files[2])
+    with pytest.raises(CheckpointError, match=r"00003-of-00005\.gguf: is number 3 of 5 files, not 2"):
+        open_checkpoint(first)
+    files[2].unlink()
+    write_gguf(files[2], weights=weights, tied=False)
+    with pytest.raises(CheckpointError, match=r"is no part of n-00001-of-00005\.gguf"):
+        open_checkpoint(first)
+    first.rename(first.with_name("renamed.gguf"))
+    with pytest.raises(CheckpointError, match=r"is one of 5 files: expected a name that ends in -00001-of-00005"):
+        open_checkpoint(first.with_name("renamed.gguf"))
 
 
 def test_quantised_llama_rows_are_reordered_after_dequantising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -319,7 +319,14 @@ def _operators(device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, 
     if not core.is_available():
         log.warning("no native core (%s): torch's reference operators compute, which is slow", core.reason())
     core.set_threads(threads)
-    ops = select_ops(device, dtype, read_forced(os.environ.get(FORCE_VARIABLE, "")), kv_dtype=kv_dtype)
+    forced = read_forced(os.environ.get(FORCE_VARIABLE, ""))
+    ops = select_ops(device, dtype, forced, kv_dtype=kv_dtype)
+    if core.is_available() and forced is None and ops.chosen["linear"] != "native":
+        log.warning(
+            "dtype %s: torch's reference operators compute, which is slow; the native core has float32 and bfloat16:"
+            " set dtype to one of them",
+            str(dtype).removeprefix("torch."),
+        )
     # Two pools on the same CPUs stall each other: where the core computes the products, torch keeps to one thread.
     torch.set_num_threads(1 if ops.chosen["linear"] == "native" else threads)
     return ops

@@ -40,6 +40,12 @@ def find(stored: SafetensorsCheckpoint, config: Mapping[str, Any]) -> Found:
         raise ModelError(
             f"{stored.path}: quantization_config.sparsity_config.format must be 'dense', got {sparsity['format']!r}"
         )
+    turned = (config.get("transform_config") or {}).get("config_groups")
+    if turned:
+        raise ModelError(
+            f"{stored.path}: quantization_config.transform_config turns weights and activations ({', '.join(turned)}),"
+            " which is not supported; it must be empty: take a folder that was quantised without transforms"
+        )
     names = frozenset(stored.names())
     blocks, sizes = _block_sizes(config), _group_sizes(config)
     forms: dict[str, Grouped] = {}

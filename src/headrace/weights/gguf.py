@@ -18,19 +18,21 @@ from .gguf_blocks import SUPPORTED, dequantise, is_supported
 from .gguf_config import hf_config, hf_generation_config, is_left_out
 from .gguf_names import is_weight
 from .gguf_placement import recipes
-from .gguf_reader import TensorInfo, read_header
+from .gguf_reader import TensorInfo
 from .gguf_recipes import Recipe
+from .gguf_split import read_parts
 
 
 class GgufCheckpoint:
-    """A ``Checkpoint`` over one GGUF file of an architecture in ``gguf_names``."""
+    """A ``Checkpoint`` over a GGUF file, or the first of several, of an architecture in ``gguf_names``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        header = read_header(path)
+        header, paths = read_parts(path)
         self._metadata = header.metadata
-        self._file = DataFile(path)
+        self._files: list[DataFile] = []
         try:
+            self._files += map(DataFile, paths)
             self._config = hf_config(header, lambda name: self._vector(header.tensors[name]))
             arch = header.metadata["general.architecture"]
             left_out = is_left_out(header)
@@ -84,14 +86,14 @@ class GgufCheckpoint:
         return self._recipe(name).block_rows(self._raw)
 
     def file_of(self, name: str) -> Path:
-        self._recipe(name)
-        return self.path
+        return self._files[self._recipe(name).pieces[0].info.part].path
 
     def nbytes(self) -> int:
         return self._nbytes
 
     def close(self) -> None:
-        self._file.close()
+        for file in self._files:
+            file.close()
 
     def _recipe(self, name: str) -> Recipe:
         try:
@@ -101,7 +103,7 @@ class GgufCheckpoint:
 
     def _raw(self, info: TensorInfo, first: int, last: int) -> torch.Tensor:
         raw = torch.empty(last - first, dtype=torch.uint8)
-        self._file.read_into(as_bytes(raw), info.offset + first, f"tensor {info.name!r}")
+        self._files[info.part].read_into(as_bytes(raw), info.offset + first, f"tensor {info.name!r}")
         return raw
 
     def _vector(self, info: TensorInfo) -> np.ndarray:

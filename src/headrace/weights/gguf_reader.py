@@ -96,6 +96,8 @@ class TensorInfo:
     offset: int
     """From the start of the file, in bytes."""
     nbytes: int
+    part: int = 0
+    """Which file of a model that is in several."""
 
     @property
     def numel(self) -> int:

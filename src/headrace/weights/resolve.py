@@ -12,6 +12,7 @@ from pathlib import Path
 from headrace.core.errors import ModelError, did_you_mean
 
 from .builtin import BUILTIN, cached_file, fetch_builtin
+from .gguf_split import parts_by_name
 
 Note = Callable[[str], None]
 """Takes one line about what is being done."""
@@ -89,8 +90,9 @@ def _local(path: Path) -> ResolvedModel:
     if (path / "config.json").is_file():
         return ResolvedModel(path, name, ModelKind.FOLDER)
     files = sorted(path.glob("*.gguf"))
-    if len(files) == 1:
-        return ResolvedModel(files[0], name, ModelKind.GGUF)
+    models = sorted({parts_by_name(file)[0] for file in files})
+    if len(models) == 1:
+        return ResolvedModel(models[0], name, ModelKind.GGUF)
     found = f"{len(files)} .gguf files: name one of {', '.join(file.name for file in files)}" if files else "neither"
     raise ModelError(f"{path}: expected a folder with config.json or with one .gguf file, found {found}")
 
