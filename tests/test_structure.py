@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # Whether what drafts is a head is told by its configuration.
     "engine": (
         *("core", "cache", "spec", "media", "tokenizer", "guided", "sched", "executor", "weights", "runner"),
-        "models.eagle3",
+        *("models.eagle3", "models.mtp"),
     ),
     "llm": ("core", "tokenizer", "weights", "models", "runner", "executor", "engine", "sched", "cache", "spec"),
     "sim": ("core", "cache", "spec", "guided", "sched", "executor", "engine"),

@@ -20,6 +20,7 @@ from headrace import (
     AutoDecodingConfig,
     ConfigError,
     DraftTargetDecodingConfig,
+    MTPDecodingConfig,
     NGramDecodingConfig,
     RequestError,
     SADecodingConfig,
@@ -27,7 +28,10 @@ from headrace import (
     UserProvidedDecodingConfig,
 )
 from headrace.core.config import LlmArgs
+from headrace.engine.auto import with_drafter
 from headrace.eval import tiny
+from headrace.weights.checkpoint import open_checkpoint
+from mtp_layers import make_llama_layer, write_layer, write_mtp
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +169,10 @@ def test_auto_takes_what_there_is_says_what_and_stops_when_many_run(folder: Path
         plain, _ = run(llm)
     head = write_head(tmp_path / "head", folder)
     pace: dict[str, Any] = {"draft_len_schedule": {"4": 4, "16": 2}}
+    layer = write_layer(tmp_path / "layer", folder, make_llama_layer(64, 317))
     expected: dict[Any, tuple[str, dict[str, Any]]] = {
         None: ("NGram", pace | {"is_public_pool": False}),
+        str(layer): ("MTP", pace),
         str(folder): ("Draft_Target", pace),
         str(head): ("Eagle", {"max_concurrency": 6}),
     }
@@ -181,6 +187,22 @@ def test_auto_takes_what_there_is_says_what_and_stops_when_many_run(folder: Path
             assert seen["drafts_proposed"] > 0
             assert llm.generate([5, 6, 7], SamplingParams(max_tokens=2, detokenize=False))
             assert llm.get_stats()[0]["specDecodingStats"]["decodingType"] == kind
+
+
+@pytest.mark.parametrize("variant", ["deepseek-v3", "nemotron-h-experts", "qwen3-next"])
+def test_auto_takes_the_mtp_layer_that_a_checkpoint_carries(tmp_path: Path, variant: str) -> None:
+    with torch.no_grad():
+        model = tiny.make(variant)
+        bare = tiny.save(model, tmp_path / "bare")
+    carrying = Path(shutil.copytree(bare, tmp_path / "carrying"))
+    write_mtp(carrying, model, "")
+    for folder, kind in ((bare, NGramDecodingConfig), (carrying, MTPDecodingConfig)):
+        checkpoint = open_checkpoint(folder)
+        args = LlmArgs.from_call(str(folder), {"speculative_config": AutoDecodingConfig(max_draft_len=3)})
+        chosen = with_drafter(args, checkpoint.config(), checkpoint).speculative_config
+        checkpoint.close()
+        assert isinstance(chosen, kind)
+        assert chosen.draft_len_schedule == {4: 3, 16: 2}
 
 
 @pytest.mark.parametrize(

@@ -236,13 +236,14 @@ class SaveHiddenStatesDecodingConfig(DecodingBaseConfig):
 
 
 class AutoDecodingConfig(DecodingBaseConfig):
-    """The engine chooses: what ``speculative_model`` is drafts, and without one the text so far does. Unless
-    ``max_concurrency`` or ``draft_len_schedule`` says otherwise there are drafts while at most 16 sequences run."""
+    """The engine chooses: what ``speculative_model`` is drafts, without one an MTP layer of the model's checkpoint, or
+    else the text so far. Unless ``max_concurrency`` or ``draft_len_schedule`` says otherwise there are drafts while at
+    most 16 sequences run."""
 
     decoding_type: Literal["AUTO"] = "AUTO"
     max_draft_len: Annotated[int, Field(ge=1, le=64)] = 4
     speculative_model: str | None = None
-    """An EAGLE-3 head, or a whole model with the same vocabulary."""
+    """An EAGLE-3 head, an MTP layer (``LlamaMTPModel``), or a whole model with the same vocabulary."""
 
 
 def _kind(given: Any) -> str:

@@ -75,8 +75,8 @@ def build_engine(args: LlmArgs) -> Engine:
 def build_backend(args: LlmArgs, path: Path, phases: Phases) -> tuple[LocalBackend, StartReport]:
     """Builds the worker, and the loop that drives it. What was started is stopped if a later part fails."""
     with phases.time("open checkpoint"):
-        args = with_drafter(args)
         checkpoint, config, generation = _open(path, args.load_format)
+        args = with_drafter(args, config, checkpoint)
         sources = [ModelSource(config, checkpoint), *_open_draft(args)]
     executor = InprocExecutor(lambda: build_worker(args, sources, phases))
     try:

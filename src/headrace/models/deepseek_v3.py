@@ -46,6 +46,11 @@ class DeepseekV3ForCausalLM(StackedDecoder):
         self.ignore_below(*(f"model.layers.{c.n_layers + i}." for i in range(_n_further(fields))))
 
     @classmethod
+    def mtp_prefix(cls, config: Mapping[str, Any]) -> str:
+        """What names of tensors of the first of them begin with."""
+        return f"model.layers.{config['num_hidden_layers']}."
+
+    @classmethod
     def mtp_layers(cls, config: Mapping[str, Any], ctx: BuildContext) -> list[MtpLayer]:
         """The layers behind the last one."""
         fields = Fields(config, "DeepseekV3ForCausalLM")

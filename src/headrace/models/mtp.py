@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,18 @@ class MtpHead(Decoder):
         return self.layer(self._embed(batch.input_ids), batch.states, batch)
 
 
+def is_mtp_folder(config: Mapping[str, Any]) -> bool:
+    """Whether a folder with this configuration is an MTP layer and nothing else."""
+    return llama_mtp.ARCHITECTURE in (config.get("architectures") or ())
+
+
+def carries_mtp(config: Mapping[str, Any], names: Collection[str]) -> bool:
+    """Whether a checkpoint with tensors of these names has an MTP layer for its own model."""
+    architecture = architecture_of(config)
+    prefix = getattr(own_class(architecture), "mtp_prefix", None) if architecture in ARCHITECTURES else None
+    return prefix is not None and any(name.startswith(prefix(config)) for name in names)
+
+
 def mtp_heads(
     config: Mapping[str, Any], ctx: BuildContext, checkpoint: Checkpoint | None, target: Decoder, where: str
 ) -> list[MtpHead]:
@@ -76,7 +88,7 @@ def mtp_heads(
 
 
 def _layers(config: Mapping[str, Any], ctx: BuildContext, where: str) -> Sequence[MtpLayer]:
-    if llama_mtp.ARCHITECTURE in (config.get("architectures") or ()):
+    if is_mtp_folder(config):
         return llama_mtp.mtp_layers(config, ctx)
     architecture = architecture_of(config)
     make = getattr(own_class(architecture), "mtp_layers", None) if architecture in ARCHITECTURES else None

@@ -34,6 +34,7 @@ from .grouped_choice import GroupedDefaults, read_grouped_choice
 from .mtp_layer import MtpLayer, MtpNames
 
 _MAMBA, _ATTENTION, _MLP, _MOE = "linear_attention", "full_attention", "mlp", "moe"
+_MTP = "mtp."
 _LETTERS = {"M": _MAMBA, "*": _ATTENTION, "-": _MLP, "E": _MOE}
 _OLDER = {"mamba": _MAMBA, "attention": _ATTENTION}
 
@@ -50,13 +51,18 @@ class NemotronHForCausalLM(Decoder):
         self.norm = RMSNorm(ctx, "backbone.norm_f", size, eps)
         self.head = LMHead(ctx, "lm_head", self.vocab_size, size)
         # Layers that predict further tokens: `mtp_layers`.
-        self.ignore_below("mtp.")
+        self.ignore_below(_MTP)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         x = self.embed(batch.input_ids)
         for layer in self.layers:
             x = layer(x, None, batch)
         return self.norm(x)
+
+    @classmethod
+    def mtp_prefix(cls, config: Mapping[str, Any]) -> str:
+        """What names of tensors of such layers begin with."""
+        return _MTP
 
     @classmethod
     def mtp_layers(cls, config: Mapping[str, Any], ctx: BuildContext) -> list[MtpLayer]:

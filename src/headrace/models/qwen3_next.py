@@ -31,6 +31,7 @@ from .qwen3_moe import sparse_layers
 from .rope_config import read_rope
 from .stacked import StackedDecoder
 
+_MTP = "mtp."
 _Norm = partial(RMSNorm, plus_one=True)
 
 
@@ -46,7 +47,12 @@ class Qwen3NextForCausalLM(StackedDecoder):
         kinds = read_layer_types(fields, c.n_layers, pattern, (FULL, LINEAR))
         sparse, block = sparse_layers(fields, c.n_layers), _blocks(fields, ctx, c)
         super().__init__(ctx, c, rope, lambda name, index: block(name, kinds[index], sparse[index]), norm=_Norm)
-        self.ignore_below("mtp.")
+        self.ignore_below(_MTP)
+
+    @classmethod
+    def mtp_prefix(cls, config: Mapping[str, Any]) -> str:
+        """What names of tensors of such layers begin with."""
+        return _MTP
 
     @classmethod
     def mtp_layers(cls, config: Mapping[str, Any], ctx: BuildContext) -> list[MtpLayer]:
