@@ -163,6 +163,9 @@ def engine_options(chance: random.Random, folder: Path) -> dict[str, Any]:
             lambda: EagleDecodingConfig(
                 max_draft_len=3, speculative_model=str(folder / "head"), eagle3_one_model=chance.random() < 0.5
             ),
+            lambda: EagleDecodingConfig(
+                max_draft_len=3, speculative_model=str(folder / "head"), use_dynamic_tree=True, dynamic_tree_max_topK=3
+            ),
             lambda: UserProvidedDecodingConfig(max_draft_len=3, drafter=odd_drafter),
         )
     )()

@@ -92,6 +92,7 @@ QUICK_WITH = {
     "lora": frozenset(("kv_reuse", "graph", "ngram")),
     "save_states": frozenset(("chunked_prefill", "preemption", "graph")),
     "eagle3_two_model": frozenset(("kv_reuse", "preemption")),
+    "draft_tree": frozenset(("preemption", "guided")),
     "mtp": frozenset(("kv_reuse", "preemption", "graph")),
 }
 """Features whose pairs are many or take a plain run of their own: the quick tier has them with these alone, the slow

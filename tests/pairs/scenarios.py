@@ -113,8 +113,8 @@ class Scenario:
     tight: bool = False
     """Too little cache for all."""
     drafts_by: str = ""
-    """draft_model, eagle3, eagle3_two_model, mtp or user_drafter: what drafts is only known when the model and the
-    plain run are."""
+    """draft_model, eagle3, eagle3_two_model, draft_tree, mtp or user_drafter: what drafts is only known when the model
+    and the plain run are."""
 
 
 def plain() -> Scenario:
@@ -195,6 +195,10 @@ def _draft_model(s: Scenario) -> None:
 
 def _eagle3(s: Scenario) -> None:
     s.drafts_by = "eagle3"
+
+
+def _draft_tree(s: Scenario) -> None:
+    s.drafts_by = "draft_tree"
 
 
 def _eagle3_two_model(s: Scenario) -> None:
@@ -323,6 +327,7 @@ TURN_ON: dict[str, Callable[[Scenario], None]] = {
     "draft_model": _draft_model,
     "eagle3": _eagle3,
     "eagle3_two_model": _eagle3_two_model,
+    "draft_tree": _draft_tree,
     "mtp": _mtp,
     "user_drafter": _user_drafter,
     "save_states": _save_states,
@@ -493,12 +498,15 @@ def _drafting(scenario: Scenario, model: Path | str, work: Work, plain: Finished
         folder = model / DRAFT_MODEL if isinstance(model, Path) else model
         config = DraftTargetDecodingConfig(max_draft_len=3, speculative_model=str(folder))
         return {"speculative_config": config}
-    if scenario.drafts_by in ("eagle3", "eagle3_two_model"):
+    if scenario.drafts_by in ("eagle3", "eagle3_two_model", "draft_tree"):
         # The head of the built-in model has a name.
         head = model / DRAFT_HEAD if isinstance(model, Path) else f"{model}-eagle3"
-        one_model = scenario.drafts_by == "eagle3"
-        config = EagleDecodingConfig(max_draft_len=3, speculative_model=str(head), eagle3_one_model=one_model)
-        return {"speculative_config": config}
+        more: dict[str, Any] = {
+            "eagle3": {},
+            "eagle3_two_model": {"eagle3_one_model": False},
+            "draft_tree": {"use_dynamic_tree": True, "dynamic_tree_max_topK": 3, "max_total_draft_tokens": 7},
+        }[scenario.drafts_by]
+        return {"speculative_config": EagleDecodingConfig(max_draft_len=3, speculative_model=str(head), **more)}
     if scenario.drafts_by == "mtp":
         layer = Path(model) / MTP_LAYER
         config = MTPDecodingConfig(max_draft_len=3, speculative_model=str(layer) if layer.exists() else None)

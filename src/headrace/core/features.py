@@ -48,6 +48,7 @@ def _one_proposer(*others: str) -> dict[str, str]:
     return dict.fromkeys(others, "speculative_config names one way to draft")
 
 
+_BY_EAGLE3 = ("eagle3", "eagle3_two_model", "draft_tree")
 _NOT_ON_BEAMS = {
     "beam_search": "a beam goes on when all beams of its request have been compared: nothing is planned ahead of that"
 }
@@ -176,11 +177,20 @@ FEATURES: tuple[Feature, ...] = (
         not_on=_NOT_ON_BEAMS,
     ),
     Feature(
+        "draft_tree",
+        "EAGLE-3 speculation, dynamic trees",
+        "speculative_config=EagleDecodingConfig(max_draft_len, speculative_model, use_dynamic_tree=True,"
+        " dynamic_tree_max_topK)",
+        "draft_branches",
+        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "eagle3_two_model"),
+        not_on=_NOT_ON_BEAMS,
+    ),
+    Feature(
         "mtp",
         "MTP speculation",
         "speculative_config=MTPDecodingConfig(max_draft_len)",
         "mtp_tokens",
-        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "eagle3_two_model"),
+        excludes=_one_proposer("ngram", "suffix", "draft_model", *_BY_EAGLE3),
         not_on=_NOT_ON_BEAMS,
     ),
     Feature(
@@ -188,7 +198,7 @@ FEATURES: tuple[Feature, ...] = (
         "Drafts of the user's function",
         "speculative_config=UserProvidedDecodingConfig(max_draft_len, drafter)",
         "drafts_proposed",
-        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "eagle3_two_model", "mtp"),
+        excludes=_one_proposer("ngram", "suffix", "draft_model", *_BY_EAGLE3, "mtp"),
         not_on=_NOT_ON_BEAMS,
     ),
     Feature(
@@ -196,7 +206,7 @@ FEATURES: tuple[Feature, ...] = (
         "Hidden states on disk",
         "speculative_config=SaveHiddenStatesDecodingConfig(output_directory)",
         "saved_states",
-        excludes=_one_proposer("ngram", "suffix", "draft_model", "eagle3", "eagle3_two_model", "mtp", "user_drafter")
+        excludes=_one_proposer("ngram", "suffix", "draft_model", *_BY_EAGLE3, "mtp", "user_drafter")
         | dict.fromkeys(
             ("kv_reuse", "partial_reuse", "retention", "host_cache", "disk_cache"), "every token has to be computed"
         )
