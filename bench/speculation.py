@@ -72,7 +72,8 @@ def main() -> None:
     parser.add_argument("--ngram", type=int, default=2, help="max_matching_ngram_size")
     parser.add_argument("--greedy", action="store_true", help="temperature 0 alone")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=("eagle3", "ngram", "suffix"))
+    parser.add_argument("--tree", type=int, nargs=2, metavar=("WIDTH", "DRAFTS"), help="of dynamic trees, with --head")
+    parser.add_argument("--only", nargs="+", choices=("eagle3", "tree", "ngram", "suffix"))
     parser.add_argument("--rows", action="store_true", help="the cost of a step by its rows")
     args = parser.parse_args()
     if args.rows:
@@ -81,10 +82,16 @@ def main() -> None:
     ways: dict[str, Any] = {"plain": None}
     if args.head:
         ways["eagle3"] = EagleDecodingConfig(max_draft_len=args.draft_len, speculative_model=args.head)
+    if args.head and args.tree:
+        width, total = args.tree
+        ways["tree"] = EagleDecodingConfig(
+            max_draft_len=args.draft_len, speculative_model=args.head, use_dynamic_tree=True,
+            dynamic_tree_max_topK=width, max_total_draft_tokens=total,
+        )  # fmt: skip
     ways["ngram"] = NGramDecodingConfig(max_draft_len=args.draft_len, max_matching_ngram_size=args.ngram)
     ways["suffix"] = SADecodingConfig(max_draft_len=args.draft_len)
     if args.only:
-        ways = {name: way for name, way in ways.items() if name in ("plain", args.only)}
+        ways = {name: way for name, way in ways.items() if name in ("plain", *args.only)}
     print(f"{'way':8} {'temperature':>11} {'tokens/s':>9} {'of plain':>8} {'tokens/step':>11} {'output':>8}")
     for temperature in (0.0,) if args.greedy else (0.0, 0.7):
         plain: tuple[float, list[Any]] | None = None

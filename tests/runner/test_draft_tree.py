@@ -94,7 +94,7 @@ def test_whichever_path_is_right_the_output_is_the_plain_one(
     drafted, tree_counts = run(folder, config(head), **args)
     assert drafted == outputs
     assert tree_counts["draft_branches"] > 100
-    # Most steps give four tokens; a recurrent model has room for fewer paths.
+    # Most steps give four tokens.
     assert tree_counts["drafts_accepted"] > 130
     assert tree_counts["steps"] < 0.6 * counts["steps"]
 

@@ -65,8 +65,8 @@ class Lanes:
     def __init__(
         self, slots: SlotTable, groups: Sequence[CacheGroup], views: Sequence[torch.Tensor], spare: Sequence[range]
     ) -> None:
-        self.whole = any(isinstance(group.spec, RecurrentState) for group in groups)
-        """A branch has rows for all of its path, as a state goes from row to row."""
+        self.whole = True
+        """A branch has rows for all of its path, which write what it sees of it."""
         self._slots = slots
         self._layers = [group.layers for group in groups]
         self._views = [view.view(_BY_SIZE[view.dtype.itemsize]) for view in views]
