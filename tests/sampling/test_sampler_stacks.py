@@ -198,7 +198,7 @@ def search(kind: type, sampling: SamplingParams, seed: int) -> Any:
     """All that a request with beams gives, or the error that ends it."""
     generator = np.random.default_rng(seed)
     prompt = tuple(generator.integers(0, V, 5).tolist())
-    grammar = RandomGrammar(seed) if generator.random() < 0.3 else None
+    grammar = RandomGrammar(seed) if generator.random() < 0.2 else None
     request = Request(0, prompt, sampling, seed, 0.0, frozenset({EOS}), grammar=grammar)
     found = BeamSearch(request, len(prompt) + 5)
     texts: list[tuple[int, ...]] = [()]
@@ -208,6 +208,7 @@ def search(kind: type, sampling: SamplingParams, seed: int) -> Any:
             init = slot_init(slot, sampling, n_prompt=len(prompt), seed=seed)
             init = replace(init, tokens=prompt + text, grammar=grammar, n_candidates=found.n_candidates)
             rows = logits(np.random.default_rng([seed, *text]), 1, V)
+            rows[~(rows < np.inf)] = 0.0  # a broken row ends a search, and most would have one
             cases.append(Case(init, [*prompt, *text], (), rows))
         sampler = stack(kind, None, seed)
         got = run(sampler, cases)
@@ -251,7 +252,12 @@ def test_samplers_agree() -> None:
 
 
 @pytest.mark.slow
+def test_samplers_agree_at_length() -> None:
+    assert min(check(2_000, seed=2).values()) > 10
+
+
+@pytest.mark.full
 def test_samplers_agree_over_ten_thousand_sets_of_options() -> None:
-    seen = check(10_000, seed=2)
+    seen = check(10_000, seed=3)
     assert seen["sets"] == 10_000
     assert min(seen.values()) > 50, seen
