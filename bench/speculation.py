@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--greedy", action="store_true", help="temperature 0 alone")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tree", type=int, nargs=2, metavar=("WIDTH", "DRAFTS"), help="of dynamic trees, with --head")
-    parser.add_argument("--only", nargs="+", choices=("eagle3", "tree", "ngram", "suffix"))
+    parser.add_argument("--only", nargs="+", choices=("eagle3", "two-model", "tree", "ngram", "suffix"))
     parser.add_argument("--rows", action="store_true", help="the cost of a step by its rows")
     args = parser.parse_args()
     if args.rows:
@@ -81,7 +81,9 @@ def main() -> None:
         return
     ways: dict[str, Any] = {"plain": None}
     if args.head:
-        ways["eagle3"] = EagleDecodingConfig(max_draft_len=args.draft_len, speculative_model=args.head)
+        head = {"max_draft_len": args.draft_len, "speculative_model": args.head}
+        ways["eagle3"] = EagleDecodingConfig(**head)
+        ways["two-model"] = EagleDecodingConfig(**head, eagle3_one_model=False)
     if args.head and args.tree:
         width, total = args.tree
         ways["tree"] = EagleDecodingConfig(
@@ -92,7 +94,7 @@ def main() -> None:
     ways["suffix"] = SADecodingConfig(max_draft_len=args.draft_len)
     if args.only:
         ways = {name: way for name, way in ways.items() if name in ("plain", *args.only)}
-    print(f"{'way':8} {'temperature':>11} {'tokens/s':>9} {'of plain':>8} {'tokens/step':>11} {'output':>8}")
+    print(f"{'way':9} {'temperature':>11} {'tokens/s':>9} {'of plain':>8} {'tokens/step':>11} {'output':>8}")
     for temperature in (0.0,) if args.greedy else (0.0, 0.7):
         plain: tuple[float, list[Any]] | None = None
         for name, config in ways.items():
@@ -100,7 +102,7 @@ def main() -> None:
             plain = plain or (speed, outputs)
             same = "equal" if outputs == plain[1] else "DIFFERS"
             print(
-                f"{name:8} {temperature:11} {speed:9.1f} {speed / plain[0]:8.2f} {per_step:11.2f} {same:>8}", flush=True
+                f"{name:9} {temperature:11} {speed:9.1f} {speed / plain[0]:8.2f} {per_step:11.2f} {same:>8}", flush=True
             )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pairs import encoding, few_bits, kinds
-from pairs.cases import Case, all_cases
+from pairs.cases import NAMES, Case, all_cases
 
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_name("record.json")
@@ -35,8 +35,9 @@ PARTS = ("pairs", "alone", "triples", "few_bits", "families")
 class Recorder:
     """A plugin of pytest: picks the cases that have not run yet, and writes down how each ends."""
 
-    def __init__(self, parts: Collection[str], shard: tuple[int, int], seconds: float) -> None:
+    def __init__(self, parts: Collection[str], shard: tuple[int, int], seconds: float, feature: str | None) -> None:
         self._parts, self._shard, self._until = parts, shard, time.monotonic() + seconds
+        self._feature = feature
         self._journal, self._commit = JOURNALS / f"{shard[0]}-of-{shard[1]}.jsonl", commit()
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,6 +46,8 @@ class Recorder:
         called = {item: item.callspec.params for item in items if hasattr(item, "callspec")}
         cases = {item: params["case"] for item, params in called.items() if "case" in params}
         places = {item: _place(case) for item, case in cases.items() if part_of(case) in self._parts}
+        if self._feature is not None:
+            places = {item: place for item, place in places.items() if self._feature in cases[item].names}
         mine = _share(Counter(places.values()), *self._shard)
         kept = {item: place for item, place in places.items() if place in mine and cases[item].id not in done}
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -172,6 +175,7 @@ def main() -> int:
     running.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     running.add_argument("--shard", default="1/1", help="1/2: the first half")
     running.add_argument("--minutes", type=float, default=1e6)
+    running.add_argument("--with", dest="feature", choices=NAMES, help="a new feature: its cases alone")
     commands.add_parser("keep", help="put what has run into the record")
     args = parser.parse_args()
     if args.command == "keep":
@@ -179,7 +183,7 @@ def main() -> int:
         return 0
     JOURNALS.mkdir(parents=True, exist_ok=True)
     one, _, of = args.shard.partition("/")
-    recorder = Recorder(args.part, (int(one), int(of)), args.minutes * 60)
+    recorder = Recorder(args.part, (int(one), int(of)), args.minutes * 60, args.feature)
     options = ["-q", "--tb=short", "-p", "no:cacheprovider"]
     return int(pytest.main([*(str(ROOT / file) for file in FILES), *options], [recorder]))
 

@@ -188,7 +188,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "mtp",
         "MTP speculation",
-        "speculative_config=MTPDecodingConfig(max_draft_len)",
+        "speculative_config=MTPDecodingConfig(max_draft_len, use_mtp_vanilla, mtp_eagle_one_model)",
         "mtp_tokens",
         excludes=_one_proposer("ngram", "suffix", "draft_model", *_BY_EAGLE3),
         not_on=_NOT_ON_BEAMS,
