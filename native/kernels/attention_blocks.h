@@ -45,6 +45,7 @@ struct SegmentBlocks {
     // Segments [first, last) of the sequence are computed together, then perhaps those of the next KV head.
     int64_t first;
     int64_t last;
+    KeyRange common = seen_by_all();
     BlockView<T> views[segment_blocks] = {};
     int64_t count = 0;
 
@@ -104,8 +105,19 @@ struct SegmentBlocks {
         return reinterpret_cast<const float*>(block_at(block) + numbers);
     }
 
+    // Keys that every row sees.
+    KeyRange seen_by_all() const {
+        KeyRange all = tile.seen[0];
+        for (int64_t row = 1; row < tile.n_rows && !all.nothing(); ++row) {
+            const KeyRange seen = tile.seen[row];
+            all = {seen.first > all.first ? seen.first : all.first, seen.end < all.end ? seen.end : all.end};
+        }
+        return all;
+    }
+
     // What all rows together see of a block.
     Seen seen_by_any(int64_t block) const {
+        if (const Seen all = part_of(common, block); all.all()) return all;
         Seen any{block_tokens, 0};
         for (int64_t row = 0; row < tile.n_rows; ++row) {
             const Seen seen = part_of(tile.seen[row], block);
@@ -117,6 +129,7 @@ struct SegmentBlocks {
     }
 
     bool all_see(int64_t block, Seen what) const {
+        if (part_of(common, block).all()) return true;
         for (int64_t row = 0; row < tile.n_rows; ++row) {
             const Seen seen = part_of(tile.seen[row], block);
             if (seen.first > what.first || seen.last < what.last) return false;

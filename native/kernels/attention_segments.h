@@ -16,8 +16,7 @@ void attend_tile(const Attend& job, const AttentionTile& tile, int64_t kv_head, 
     for (int64_t head = 0; head < work.heads; ++head) clear(head_state(scratch.merged, job, head));
     for (int64_t i = 0; i < tile.n_segments; ++i) {
         work.attend_segment(tile.first_segment + i);
-        for (int64_t head = 0; head < work.heads; ++head)
-            merge(job, scratch.merged + head * partial_floats(job), scratch.segment + head * partial_floats(job));
+        merge(job, scratch.merged, scratch.segment, work.heads);
     }
     work.finish_rows(scratch.merged);
 }
@@ -42,9 +41,7 @@ template <class Tile>
 void merge_segments(const Attend& job, const AttentionTile& tile, int64_t kv_head, float* partials, int64_t stride) {
     Tile work{job, tile, kv_head, {}};
     for (int64_t segment = 1; segment < tile.n_segments; ++segment)
-        for (int64_t head = 0; head < work.heads; ++head)
-            merge(job, partials + head * partial_floats(job),
-                  partials + segment * stride + head * partial_floats(job));
+        merge(job, partials, partials + segment * stride, work.heads);
     work.finish_rows(partials);
 }
 

@@ -17,8 +17,9 @@ static inline float* weighted(float* partials, const Attend& job, int64_t head) 
     return partials + head * partial_floats(job) + 16;
 }
 
-// Adds the state `from` of a head behind `into`; an empty one changes nothing.
-static inline void merge(const Attend& job, float* into, const float* from) {
+// Adds the state `from` of a head behind `into`; an empty one changes nothing. `factor`: that of the one with the smaller
+// scores.
+static inline void merge_head(const Attend& job, float* into, const float* from, float factor) {
     PartialHead& a = *reinterpret_cast<PartialHead*>(into);
     const PartialHead& b = *reinterpret_cast<const PartialHead*>(from);
     if (b.sum == 0.0f) return;
@@ -28,12 +29,27 @@ static inline void merge(const Attend& job, float* into, const float* from) {
         return;
     }
     const bool grows = b.largest > a.largest;
-    const float factor = power_of_two_below(grows ? a.largest - b.largest : b.largest - a.largest);
     const float scale_a = grows ? factor : 1.0f, scale_b = grows ? 1.0f : factor;
     a = {grows ? b.largest : a.largest, __builtin_fmaf(b.sum, scale_b, a.sum * scale_a)};
     for (int64_t i = 16; i < partial_floats(job); i += Vec::lanes) {
         const Vec mine = Vec::load(into + i) * Vec::all(scale_a);
         Vec::fma(Vec::load(from + i), Vec::all(scale_b), mine).store(into + i);
+    }
+}
+
+// The same for the states of `heads` heads.
+static inline void merge(const Attend& job, float* into, const float* from, int64_t heads) {
+    const int64_t stride = partial_floats(job);
+    for (int64_t first = 0; first < heads; first += Vec::lanes) {
+        const int64_t n = heads - first < Vec::lanes ? heads - first : Vec::lanes;
+        float factors[Vec::lanes] = {};
+        for (int64_t i = 0; i < n; ++i) {
+            const float a = head_state(into, job, first + i).largest;
+            const float b = reinterpret_cast<const PartialHead*>(from + (first + i) * stride)->largest;
+            factors[i] = b > a ? a - b : b - a;
+        }
+        power_of_two_below(Vec::load(factors)).store(factors);
+        for (int64_t i = first; i < first + n; ++i) merge_head(job, into + i * stride, from + i * stride, factors[i - first]);
     }
 }
 

@@ -1,86 +1,13 @@
 // Products of rows with a weight in blocks. `block_linear_args.h` defines them to the bit.
 #pragma once
 
-#include "kernels/block_linear_args.h"
+#include "kernels/block_rows.h"
 #include "kernels/linear.h"
 #include "simd/codes.h"
 #include "simd/int8.h"
 
 namespace headrace {
 namespace {
-
-// Of a block of x: its numbers, and what goes with them.
-struct RoundedBlock {
-    int8_t numbers[block_values];
-    BlockScales scales;
-};
-
-// Rounds `n` values, with zeros behind them.
-template <class T>
-void round_block(const T* x, int64_t n, int level_offset, bool in_halves, RoundedBlock& block) {
-    constexpr int vecs = int(block_values) / Vec::lanes;
-    alignas(64) float values[block_values];
-    Vec parts[vecs], largest = Vec::zero(), odd = Vec::zero();
-    for (int v = 0; v < vecs; ++v) {
-        const int64_t i = v * Vec::lanes, left = n - i;
-        parts[v] = left >= Vec::lanes ? Vec::load(x + i) : left > 0 ? Vec::load(x + i, int(left)) : Vec::zero();
-        largest = Vec::max(largest, Vec::max(parts[v], Vec::zero() - parts[v]));
-        odd = Vec::fma(parts[v], Vec::zero(), odd);  // NaN where x is not finite
-    }
-    const float size = largest.largest(), not_finite = odd.sum();
-    const bool is_zero = !(size >= 0x1p-100f) || not_finite != 0.0f;
-    const Vec factor = Vec::all(is_zero ? 0.0f : 127.0f / size);
-    Vec sums[2] = {Vec::zero(), Vec::zero()};  // of halves; whole numbers, so exact
-    for (int v = 0; v < vecs; ++v) {
-        const Vec numbers = is_zero ? Vec::zero() : Vec::nearest(parts[v] * factor);
-        sums[v * 2 / vecs] = sums[v * 2 / vecs] + numbers;
-        numbers.store(values + v * Vec::lanes);
-    }
-    for (int64_t i = 0; i < block_values; ++i) block.numbers[i] = int8_t(int32_t(values[i]));
-    const float first = in_halves ? sums[0].sum() : (sums[0] + sums[1]).sum(), second = in_halves ? sums[1].sum() : 0.0f;
-    const float scale = not_finite != 0.0f ? not_finite : is_zero ? 0.0f : size / 127.0f;
-    block.scales = {{level_offset * int32_t(first), level_offset * int32_t(second)}, scale, {scale * first, scale * second}, {}};
-}
-
-// x packed for a block of rows: for each block of k, for each unit of it the 4 numbers of all rows, then their scales.
-template <class T>
-void pack_rounded_x(const BlockLinear& job, int64_t first_row, int64_t last_row, void* packed) {
-    const int64_t rows = last_row - first_row, blocks = blocks_of(job.k);
-    const int level_offset = (job.format.bits == 8 ? byte_offset : 0) - offset_of(job.format);
-    const int64_t x_block = x_block_bytes(job.format);
-    for (int64_t row = 0; row < rows; ++row) {
-        const T* x = static_cast<const T*>(job.x) + (first_row + row) * job.x_stride;
-        char* to = static_cast<char*>(packed);
-        for (int64_t block = 0; block < blocks; ++block, to += rows * x_block) {
-            const int64_t start = block * block_values, left = job.k - start;
-            RoundedBlock rounded;
-            round_block(x + start, left < block_values ? left : block_values, level_offset, job.format.group < block_values,
-                        rounded);
-            for (int64_t unit = 0; unit < block_units; ++unit)
-                std::memcpy(to + (unit * rows + row) * block_unit_values, rounded.numbers + unit * block_unit_values, 4);
-            std::memcpy(to + rows * block_values + row * int64_t(sizeof(BlockScales)), &rounded.scales, sizeof(BlockScales));
-        }
-    }
-}
-
-// x packed for a block of rows: for each value of k, that of all rows.
-template <class T>
-void pack_plain_x(const BlockLinear& job, int64_t first_row, int64_t last_row, float* packed) {
-    const int64_t rows = last_row - first_row, size = blocks_of(job.k) * block_values;
-    for (int64_t row = 0; row < rows; ++row) {
-        const T* x = static_cast<const T*>(job.x) + (first_row + row) * job.x_stride;
-        for (int64_t i = 0; i < job.k; ++i) packed[i * rows + row] = converted<float>(x[i]);
-        for (int64_t i = job.k; i < size; ++i) packed[i * rows + row] = 0.0f;
-    }
-}
-
-template <class T>
-void pack_block_x(const BlockLinear& job, int64_t first_row, int64_t last_row, void* packed) {
-    if (job.format.codes == Codes::e4m3)
-        pack_plain_x<T>(job, first_row, last_row, static_cast<float*>(packed));
-    else
-        pack_rounded_x<T>(job, first_row, last_row, packed);
-}
 
 // A format as the kernels are made for it.
 template <int bits_, int group_, bool has_minimum_, bool has_wide_scales_, Codes codes_ = Codes::whole>

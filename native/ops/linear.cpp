@@ -6,6 +6,7 @@
 #include "core/isa.h"
 #include "core/pool.h"
 #include "core/scratch.h"
+#include "ops/cut.h"
 #include "ops/later.h"
 
 namespace headrace {
@@ -41,7 +42,7 @@ void run(const Linear& job, Dtype dtype, int64_t n_rows) {
 
     const int64_t panels = panels_of(job.n), wanted = chunks_per_thread * Pool::instance().threads();
     const int64_t by_size = ceil_div(chunk_bytes, panel_bytes(job.k, dtype) * blocks.count);
-    const int64_t width = std::max<int64_t>(1, std::min(by_size, panels / wanted));
+    const int64_t width = chunk_width(panels, std::min(by_size, panels / wanted), Pool::instance().threads());
     const int64_t across = ceil_div(panels, width);
     // Rows are cut for the cache's sake, and for the threads' where panels are few.
     const int64_t by_cache = ceil_div(n_rows * row_bytes, x_range_bytes), by_threads = ceil_div(wanted, across);
