@@ -179,6 +179,10 @@ def test_rows_for_which_there_is_no_block_are_left_out() -> None:
     skipped[1] = 20
     assert read(1, 40, 70)
     assert read(1, 70, 100)
+    # Its tokens are not those of the prefix of a text any more.
+    lease = keys._leases[1]
+    assert lease is not None
+    assert lease.n_indexed == 0
     counters: Counter[str] = Counter()
     keys.count(counters)
     assert counters["draft_skipped_tokens"] == 20
