@@ -337,7 +337,7 @@ def test_a_worker_that_breaks_fails_all_and_every_later_call(folder: Path, monke
         running = llm.generate_async([5, 6, 7], FOREVER, streaming=True)
         next(iter(running))
 
-        def broken(plan: Any) -> Any:
+        def broken(*_: Any) -> Any:
             raise MemoryError("no more")
 
         monkeypatch.setattr(llm._engine.backend.executor._worker, "execute", broken)

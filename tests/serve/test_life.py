@@ -131,7 +131,7 @@ def test_what_does_not_finish_in_time_is_cancelled(serve: Any, stream: bool, lim
 def test_a_broken_worker_fails_requests_and_ends_the_server(serve: Any) -> None:
     with serve() as running:
 
-        def broken(plan: Any) -> Any:
+        def broken(*_: Any) -> Any:
             time.sleep(0.2)
             raise MemoryError("no more")
 
