@@ -26,9 +26,9 @@ def build(settings: dict[str, Any], phases: Phases) -> Any:
     execute, observe = worker.execute, recorder.observe
     stuck = {"worker": False, "loop": False}
 
-    def slow(plan: Any) -> Any:
+    def slow(*of_step: Any) -> Any:
         FOREVER.wait(None if stuck["worker"] else 0.01)
-        return execute(plan)
+        return execute(*of_step)
 
     def seen(plan: Any, result: Any) -> None:
         if stuck["loop"]:

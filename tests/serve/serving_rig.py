@@ -217,9 +217,9 @@ def slowed(llm: LLM, seconds: float) -> Iterator[None]:
     worker = llm._engine.backend.executor._worker
     execute = worker.execute
 
-    def slow(plan: Any) -> Any:
+    def slow(*of_step: Any) -> Any:
         time.sleep(seconds)
-        return execute(plan)
+        return execute(*of_step)
 
     worker.execute = slow
     try:

@@ -46,7 +46,7 @@ def test_hanging_up_cancels_within_a_step_or_two(tiny: Running, stream: bool) ->
     with slowed(tiny.llm, 0.02):
         worker = tiny.llm._engine.backend.executor._worker
         slow, steps = worker.execute, []
-        worker.execute = lambda plan: steps.append(plan) or slow(plan)
+        worker.execute = lambda *of_step: steps.append(of_step[0]) or slow(*of_step)
         _hang_up(tiny, stream)
         before = len(steps)
         assert before > 2
@@ -174,7 +174,7 @@ def test_a_stream_ends_with_the_error_when_the_worker_breaks(serve: Any) -> None
         assert running.status == [1]
 
 
-def _raise(plan: Any) -> Any:
+def _raise(*_: Any) -> Any:
     raise MemoryError("no more")
 
 
