@@ -105,7 +105,7 @@ def test_training_reads_the_files_as_if_the_model_had_run(folder: Path, tmp_path
     with engine(folder, tmp_path / "out") as llm:
         answers(llm)
     data = read_data(tmp_path / "out")
-    teacher = Teacher(folder, "float32", 64)
+    teacher = Teacher(folder, "float32", 64, of_layers=True)
     assert len(data) == 6
     for one in data:
         assert isinstance(one, Recorded)
