@@ -180,7 +180,7 @@ def all_cases(turn: int = TURN) -> list[Case]:
     """Every feature alone, every pair, and everything at once, on every family.
 
     Quick are everything at once on every family, and each pair but those of ``QUICK_WITH`` on one, so that every
-    family sees every feature in company. Slow are every feature alone on a third of the families, and every second day
+    family sees every feature in company. Slow are every feature alone on a third of the families, and every third day
     each pair on one family more. Full is the rest. A family's cases stand together: they share its plain runs.
     """
     quick = set(_quick())
@@ -193,7 +193,7 @@ def all_cases(turn: int = TURN) -> list[Case]:
             cases.append(Case((name,), family, "slow" if is_drawn else "full"))
     for index, family in enumerate(FAMILIES):
         for place, pair in enumerate(pairs_on(family)):
-            is_drawn = (index - place - turn) % (2 * len(FAMILIES)) == 0
+            is_drawn = (index - place - turn) % (3 * len(FAMILIES)) == 0
             is_drawn |= family in STATEFUL and set(pair) <= TOUCHING_STATES
             tier: Tier = "quick" if (pair, family) in quick else "slow" if is_drawn else "full"
             cases.append(Case(pair, family, tier))

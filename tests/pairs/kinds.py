@@ -23,7 +23,7 @@ KINDS = {
 """Kind -> family."""
 N_TRIPLES = 200
 """On each kind."""
-TURNS = 60
+TURNS = 90
 """So many samples of the slow tier have all of it."""
 DRAWING = frozenset(("n", "best_of"))
 """What greedy requests cannot have: all their outputs would be equal."""
